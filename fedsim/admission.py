@@ -1,0 +1,293 @@
+"""Admission: every reply is checked before a strategy may see it.
+
+A bad reply is rejected and counted; it never ends the run and never reaches the model. The rules
+are the same whether replies come as messages (checked one by one, before anything is allocated)
+or as the cohort engine's stacked chunks (checked column-wise; keys and shapes are ours there).
+
+Rejected, by reason:
+    error       the client app raised, or the node is gone
+    unknown     nobody was asked under that node id
+    stale       it answers another round
+    duplicate   a second reply from the same client
+    content     a record is missing, or an array has another name, shape, dtype or byte order
+    weight      `num-examples` is absent, not a number, not in (0, max_examples]
+    non-finite  a NaN or an infinity in the arrays or metrics
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim.errors import FedsimError
+from fedsim.parts import Part, Range
+from fedsim.records import (
+    ARRAYS,
+    CLIENT_ARRAYS,
+    NUM_EXAMPLES,
+    WIRE_CHUNK,
+    Chunk,
+    Instructions,
+    Params,
+    Replies,
+    decode,
+    stack_replies,
+)
+
+Decoded = tuple[int, Params, Params, dict[str, float]]
+"""(client index, arrays, client arrays, metrics) of one admitted reply."""
+
+
+class ClientError(FedsimError):
+    """A client failed, and the scenario asks to stop in that case; or every client failed."""
+
+
+class Rejected(Exception):
+    """One reply is not admitted; `reason` is one of the words in this file's header."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission(Part):
+    """The rules, as the scenario's `admission` section sets them.
+
+    Attributes:
+        max_examples: The largest `num-examples` a client may claim.
+        on_failure: `"continue"`: count and go on. `"stop"`: the first rejected reply ends the run.
+            Either way, a round in which every reply is an error ends the run: that is a bug in the
+            client code, not a fault of a device.
+        timeout_s: Seconds that one exchange may take; later replies are lost.
+    """
+
+    max_examples: Annotated[int, Range(ge=1)] = 10_000_000
+    on_failure: Literal["continue", "stop"] = "continue"
+    timeout_s: Annotated[float, Range(gt=0)] = 3600.0
+
+    def admit(
+        self,
+        sent: Iterable[Message],
+        replies: Iterable[Message],
+        expected: Mapping[str, Tensor] | None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> AdmittedReplies:
+        """Wrap `replies` so that only good ones are drawn from it.
+
+        Args:
+            sent: What was asked; `Instructions`, or any messages.
+            replies: What came back; may be lazy.
+            expected: The model's names, shapes and dtypes; None where replies carry metrics only.
+            extra: The same for the `client-arrays` record, where the client half sends one.
+        """
+        return AdmittedReplies(
+            rules=self, sent=sent, replies=replies, expected=expected, extra=extra or {}
+        )
+
+
+@dataclass
+class AdmittedReplies(Replies):
+    """The good replies of one exchange, and a count of the bad ones once they are drawn.
+
+    Attributes:
+        rejected: reason -> count.
+        details: The first few rejections in words, for the log.
+        admitted: Client indices of the good replies, in the order drawn.
+        metrics: name -> the good replies' values, in the same order.
+    """
+
+    rules: Admission
+    sent: Iterable[Message]
+    replies: Iterable[Message]
+    expected: Mapping[str, Tensor] | None
+    extra: Mapping[str, Tensor]
+    rejected: Counter[str] = field(default_factory=Counter)
+    details: list[str] = field(default_factory=list)
+    admitted: list[int] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sent, Instructions):
+            pairs = zip(self.sent.node_ids.tolist(), self.sent.client_index.tolist(), strict=True)
+            self._client_of = dict(pairs)
+            self._group: str | None = str(self.sent.server_round)
+        else:
+            self.sent = list(self.sent)
+            node_ids = sorted(message.metadata.dst_node_id for message in self.sent)
+            self._client_of = {node: index for index, node in enumerate(node_ids)}
+            self._group = None
+
+    @classmethod
+    def nothing(cls) -> AdmittedReplies:
+        """Return the replies of an exchange in which nobody was asked."""
+        return cls(rules=Admission(), sent=[], replies=[], expected=None, extra={})
+
+    @property
+    def asked(self) -> int:
+        """How many clients were asked."""
+        return len(self._client_of)
+
+    def mean_metrics(self) -> dict[str, float]:
+        """Return the admitted metrics averaged by samples, and the samples' total."""
+        weights = np.array(self.metrics.get(NUM_EXAMPLES, []))
+        if not len(weights):
+            return {}
+        means = {
+            name: float(np.average(values, weights=weights))
+            for name, values in self.metrics.items()
+            if name != NUM_EXAMPLES and len(values) == len(weights)
+        }
+        return {**means, NUM_EXAMPLES: float(weights.sum())}
+
+    def per_client(self) -> dict[str, list[float]]:
+        """Return the admitted metrics as columns, with `client-index`; empty if there are none."""
+        if not self.admitted:
+            return {}
+        return {"client-index": [float(client) for client in self.admitted], **self.metrics}
+
+    def __iter__(self) -> Iterator[Message]:
+        seen: set[int] = set()
+        for message in self.replies:
+            decoded = self._check(message, seen)
+            if decoded is not None:
+                self._note_metrics([decoded[0]], {k: [v] for k, v in decoded[3].items()})
+                yield message
+        self._fail_fast()
+
+    def chunks(self) -> Iterator[Chunk]:
+        chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
+        for chunk in chunks:
+            good = self._check_columns(chunk)
+            self._note_metrics(
+                good.client_index.tolist(), {k: v.tolist() for k, v in good.metrics.items()}
+            )
+            if len(good):
+                yield good
+        self._fail_fast()
+
+    def _stacked_messages(self) -> Iterator[Chunk]:
+        seen: set[int] = set()
+        decoded = (self._check(message, seen) for message in self.replies)
+        good = (reply for reply in decoded if reply is not None)
+        if not isinstance(self.replies, Replies):  # ours come in client order, the network's do not
+            good = iter(sorted(good, key=lambda reply: reply[0]))
+        while batch := list(islice(good, WIRE_CHUNK)):
+            yield stack_replies(batch)
+
+    def _check(self, message: Message, seen: set[int]) -> Decoded | None:
+        try:
+            return self._decode(message, seen)
+        except Rejected as rejection:
+            self._reject(rejection.reason, message.metadata.src_node_id, str(rejection))
+            return None
+
+    def _decode(self, message: Message, seen: set[int]) -> Decoded:
+        node = message.metadata.src_node_id
+        if node not in self._client_of:
+            raise Rejected("unknown", "was not asked")
+        if message.has_error():
+            raise Rejected("error", message.error.reason)
+        if self._group is not None and message.metadata.group_id != self._group:
+            raise Rejected("stale", f"answers round {message.metadata.group_id or '?'}")
+        client = self._client_of[node]
+        if client in seen:
+            raise Rejected("duplicate", "answered twice")
+        metrics = _metrics(message.content)
+        self._check_weight(metrics.get(NUM_EXAMPLES))
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Rejected("non-finite", f"metric '{name}' is {value}")
+        arrays, client_arrays = self._arrays(message.content)
+        for name, tensor in (*arrays.items(), *client_arrays.items()):
+            if not bool(torch.isfinite(tensor).all()):
+                raise Rejected("non-finite", f"array '{name}' holds a NaN or an infinity")
+        seen.add(client)
+        return client, arrays, client_arrays, metrics
+
+    def _check_weight(self, weight: float | None) -> None:
+        if weight is None or not 0 < weight <= self.rules.max_examples:
+            allowed = f"(0, {self.rules.max_examples}]"
+            raise Rejected("weight", f"'{NUM_EXAMPLES}' is {weight}; allowed: {allowed}")
+
+    def _arrays(self, content: RecordDict) -> tuple[Params, Params]:
+        if self.expected is None:
+            return {}, {}
+        records = dict(content.array_records)
+        extra = records.pop(CLIENT_ARRAYS, {})
+        models = [records[ARRAYS]] if ARRAYS in records else list(records.values())
+        if len(models) != 1:
+            raise Rejected("content", f"has {len(models)} model records, not one")
+        return _decode_record(models[0], self.expected), _decode_record(extra, self.extra)
+
+    def _check_columns(self, chunk: Chunk) -> Chunk:
+        """Drop the rows of a chunk that are not admitted; one pass over the arrays."""
+        weights = chunk.num_examples
+        good_weight = (weights > 0) & (weights <= self.rules.max_examples)
+        finite = np.ones(len(chunk), bool)
+        for column in chunk.metrics.values():
+            finite &= np.isfinite(column)
+        for tensor in (*chunk.arrays.values(), *chunk.client_arrays.values()):
+            if tensor.is_floating_point():
+                # A NaN or an infinity survives into the sum of its row: one pass, no mask in memory.
+                # A row of finite values whose sum overflows is far outside any useful model.
+                sums_K = tensor.reshape(len(chunk), -1).sum(1)
+                finite &= torch.isfinite(sums_K).cpu().numpy()
+        for row in np.flatnonzero(~(good_weight & finite)):
+            reason = "weight" if not good_weight[row] else "non-finite"
+            self._reject(reason, int(chunk.client_index[row]), reason)
+        return chunk.rows(good_weight & finite)
+
+    def _note_metrics(self, clients: list[int], metrics: Mapping[str, list[float]]) -> None:
+        self.admitted += clients
+        for name, values in metrics.items():
+            self.metrics.setdefault(name, []).extend(values)
+
+    def _reject(self, reason: str, sender: int, detail: str) -> None:
+        self.rejected[reason] += 1
+        if len(self.details) < 5:
+            self.details.append(f"reply of {sender} rejected ({reason}): {detail}")
+        if self.rules.on_failure == "stop":
+            raise ClientError(
+                f"a reply was rejected: {self.details[-1]}\n"
+                "admission.on_failure=stop ends the run here; "
+                "use admission.on_failure=continue to count such replies and go on"
+            )
+
+    def _fail_fast(self) -> None:
+        if self.rejected["error"] and not self.admitted and len(self.rejected) == 1:
+            raise ClientError(f"every client failed; the first one said:\n{self.details[0]}")
+
+
+def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) -> Params:
+    if set(record) != set(expected):
+        odd = sorted(set(record) ^ set(expected))
+        raise Rejected("content", f"array names differ from what was asked for: {odd[:4]}")
+    arrays = {}
+    for name, like in expected.items():
+        try:
+            arrays[name] = decode(record[name], like)
+        except ValueError as error:
+            raise Rejected("content", f"array '{name}' {error}") from error
+    return arrays
+
+
+def _is_stacked(replies: Iterable[Message]) -> bool:
+    return isinstance(replies, Replies) and getattr(replies, "stacked", False)
+
+
+def _metrics(content: RecordDict) -> dict[str, float]:
+    """Return the scalar metrics of a reply; lists are left to whoever sent them."""
+    records: list[MetricRecord] = list(content.metric_records.values())
+    if len(records) != 1:
+        raise Rejected("content", f"has {len(records)} metric records, not one")
+    return {k: float(v) for k, v in records[0].items() if isinstance(v, (int, float))}

@@ -1,0 +1,6 @@
+"""What one client does: the contract of a client half, local SGD, evaluation."""
+
+from fedsim.client.half import Batch, ClientContext, ClientHalf
+from fedsim.client.work import LocalSGD
+
+__all__ = ["Batch", "ClientContext", "ClientHalf", "LocalSGD"]

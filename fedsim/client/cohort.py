@@ -1,0 +1,96 @@
+"""K clients' local work at once: the vectorised twin of `fedsim.client.sequential`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fedsim import seeds
+from fedsim.client.objective import sample_scores
+from fedsim.client.plan import make_plan
+from fedsim.client.runtime import ClientRuntime
+from fedsim.client.sequential import TRAIN_LOSS
+from fedsim.client.steps import StepFactory
+from fedsim.records import NUM_EXAMPLES, Chunk, Params
+
+
+class CohortTrainer:
+    """Trains chunks of clients, reusing one block of memory for their weights.
+
+    Args:
+        runtime: Data, model, client half.
+        make_step: How a step is taken; see `fedsim.client.steps`.
+    """
+
+    def __init__(self, runtime: ClientRuntime, make_step: StepFactory) -> None:
+        self.runtime = runtime
+        self.make_step = make_step
+        self._memory: Params = {}
+
+    def train(
+        self, clients: np.ndarray, server_round: int, params: Params, client_arrays: Params
+    ) -> Chunk:
+        """Train `clients` from `params`; `client_arrays[name]` is `[K, ...]` in their order.
+
+        The chunk's arrays are valid until the next call.
+        """
+        plan = make_plan(self.runtime, clients, server_round)
+        device = plan.x.device
+        order = torch.from_numpy(plan.order).to(device)
+        step = self.make_step(
+            self.runtime,
+            weights=self._copies(params, len(clients)),
+            start=params,
+            client_arrays={name: rows[order] for name, rows in client_arrays.items()},
+            steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device),
+            server_round=server_round,
+        )
+        dropout = [
+            seeds.torch_rng(self.runtime.seed, server_round, int(client), "dropout")
+            for client in plan.clients
+        ]
+        rows_SKB = torch.from_numpy(plan.rows).to(device)
+        loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
+        for s, lengths in enumerate(plan.lengths):
+            active, width = int((lengths > 0).sum()), int(lengths.max())
+            index = rows_SKB[s, :active, :width]
+            counts = torch.from_numpy(lengths[:active]).to(device)
+            losses = step.run(plan.x[index], plan.y[index], lengths[:active], dropout[:active])
+            loss_K[:active] += losses * counts
+        seen = np.maximum(plan.lengths.sum(0), 1)
+        return Chunk(
+            client_index=plan.clients,
+            arrays=step.weights,
+            client_arrays=step.upload(),
+            metrics={
+                NUM_EXAMPLES: plan.num_examples.astype(np.float64),
+                TRAIN_LOSS: loss_K.cpu().numpy() / seen,
+            },
+        )
+
+    def _copies(self, params: Params, count: int) -> Params:
+        for name, tensor in params.items():
+            held = self._memory.get(name)
+            if held is None or len(held) < count:
+                self._memory[name] = tensor.new_empty((count, *tensor.shape))
+            self._memory[name][:count].copy_(tensor.expand(count, *tensor.shape))
+        return {name: self._memory[name][:count] for name in params}
+
+
+@torch.no_grad()
+def evaluate_clients(runtime: ClientRuntime, clients: np.ndarray, params: Params) -> Chunk:
+    """Score one shared model on each client's held-out samples, in a few large batches."""
+    pool = runtime.pool(clients.tolist(), held_out=True)
+    counts = np.array([len(rows) for rows in pool.rows], np.int64)
+    owner = torch.from_numpy(np.repeat(np.arange(len(clients)), counts)).to(pool.x.device)
+    x, y = pool.take(np.concatenate(pool.rows))
+    runtime.model.eval()
+    sums: dict[str, torch.Tensor] = {}
+    for x_part, y_part, who in zip(x.split(4096), y.split(4096), owner.split(4096), strict=True):
+        outputs = runtime.apply(params, x_part)
+        for name, values in sample_scores(runtime.dataset.task, outputs, y_part).items():
+            total = sums.setdefault(name, values.new_zeros(len(clients), dtype=torch.float64))
+            total.index_add_(0, who, values.double())
+    means = {name: total.cpu().numpy() / np.maximum(counts, 1) for name, total in sums.items()}
+    metrics = {NUM_EXAMPLES: counts.astype(np.float64), **means}
+    return Chunk(client_index=clients, arrays={}, metrics=metrics)

@@ -1,0 +1,64 @@
+"""Which samples each client of a chunk visits in each of its local steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.client.runtime import ClientRuntime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The batches of K clients, S steps of at most B samples.
+
+    Clients are sorted by their number of steps, most first, so that in every step those still
+    working are the first rows and finished ones cost nothing.
+
+    Attributes:
+        order: Position of each row's client in what was asked for, `[K]`.
+        clients: Client indices, `[K]`.
+        x, y: The pool of samples, `[M, ...]`.
+        rows: Pool rows of each batch, padded with the batch's first row, `[S, K, B]`.
+        lengths: True batch lengths, `[S, K]`; 0 where the client has finished.
+        num_examples: Training samples of each client, `[K]`.
+    """
+
+    order: np.ndarray
+    clients: np.ndarray
+    x: Tensor
+    y: Tensor
+    rows: np.ndarray
+    lengths: np.ndarray
+    num_examples: np.ndarray
+
+
+def make_plan(runtime: ClientRuntime, clients: np.ndarray, server_round: int) -> Plan:
+    """Draw the batches of `clients`: the same draws as one client at a time."""
+    pool = runtime.pool(clients.tolist())
+    batches = [
+        runtime.work.batches(runtime.seed, server_round, int(client), len(rows))
+        for client, rows in zip(clients, pool.rows, strict=True)
+    ]
+    order = np.argsort([-len(b) for b in batches], kind="stable")
+    steps = max((len(b) for b in batches), default=0)
+    width = max((len(p) for b in batches for p in b), default=1)
+    rows_SKB = np.zeros((steps, len(clients), width), np.int64)
+    lengths_SK = np.zeros((steps, len(clients)), np.int64)
+    for column, k in enumerate(order):
+        own = pool.rows[k]
+        for step, positions in enumerate(batches[k]):
+            rows_SKB[step, column, : len(positions)] = own[positions]
+            rows_SKB[step, column, len(positions) :] = own[positions[0]]
+            lengths_SK[step, column] = len(positions)
+    return Plan(
+        order=order,
+        clients=clients[order],
+        x=pool.x,
+        y=pool.y,
+        rows=rows_SKB,
+        lengths=lengths_SK,
+        num_examples=np.array([len(pool.rows[k]) for k in order], np.int64),
+    )

@@ -1,0 +1,145 @@
+"""What every engine needs to do a client's work: data, model, client half, seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim import seeds
+from fedsim.client.gradient import GradientEstimator
+from fedsim.client.half import ClientContext, ClientHalf
+from fedsim.client.work import LocalSGD
+from fedsim.data.dataset import Dataset
+from fedsim.partition.base import Partition
+from fedsim.records import Params
+
+
+@dataclass(kw_only=True)
+class ClientRuntime:
+    """The client side of one run, shared by all virtual clients of a process.
+
+    Attributes:
+        dataset: All samples, on the device.
+        partition: Who holds which.
+        holdout: Share of each client's samples that it evaluates on instead of training.
+        model: The module that gives the architecture; its own weights are never read after set-up.
+        work, half, estimator: What a client does; see their classes.
+        seed: The scenario's.
+    """
+
+    dataset: Dataset
+    partition: Partition
+    holdout: float
+    model: nn.Module
+    work: LocalSGD
+    half: ClientHalf
+    estimator: GradientEstimator
+    seed: int
+    trainable: tuple[str, ...] = field(init=False)
+    dtypes: dict[str, torch.dtype] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trainable = tuple(
+            name for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        )
+        self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
+
+    def initial_params(self) -> Params:
+        """Return the model's unique parameters and persistent buffers, detached copies.
+
+        Tied parameters appear once, under their first name.
+        """
+        persistent = self.model.state_dict(keep_vars=True)
+        named = dict(self.model.named_parameters())
+        named |= {name: b for name, b in self.model.named_buffers() if name in persistent}
+        return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+    def received(self, params: Params) -> Params:
+        """Return a received model on this run's device and in its dtypes.
+
+        Some of Flower's strategies send float64 whatever they were given.
+        """
+        device = self.dataset.train_x.device
+        return {name: tensor.to(device, self.dtypes[name]) for name, tensor in params.items()}
+
+    def apply(self, params: Params, x: Tensor) -> Tensor:
+        """Return the model's outputs on `x [B, ...]` under `params`."""
+        outputs: Tensor = functional_call(self.model, params, (x,))
+        return outputs
+
+    def samples(self, client: int, *, held_out: bool = False) -> np.ndarray:
+        """Return a client's train-set indices for training, or for its own evaluation.
+
+        The split is keyed by the client alone, the same in every round.
+        """
+        indices = self.partition.indices(client)
+        return indices[self.positions(client, len(indices), held_out=held_out)]
+
+    def positions(self, client: int, n: int, *, held_out: bool) -> np.ndarray:
+        """Return positions in [0, n) of a client's training, or held-out, samples."""
+        if not self.holdout:
+            return np.arange(0 if held_out else n)
+        order = seeds.rng(self.seed, 0, client, "holdout").permutation(n)
+        kept = n - int(n * self.holdout)
+        return np.sort(order[kept:] if held_out else order[:kept])
+
+    def num_train(self, clients: np.ndarray) -> np.ndarray:
+        """Return how many training samples each of `clients` has, int64 `[K]`."""
+        sizes = self.partition.sizes(clients)
+        return sizes - (sizes * self.holdout).astype(np.int64) if self.holdout else sizes
+
+    def pool(self, clients: Sequence[int], *, held_out: bool = False) -> Pool:
+        """Return the samples of some clients, ready to be gathered by index.
+
+        Without feature skew that is the data set itself, and no sample is copied.
+        """
+        if not self.partition.transforms:
+            rows = [self.samples(client, held_out=held_out) for client in clients]
+            return Pool(x=self.dataset.train_x, y=self.dataset.train_y, rows=rows)
+        xs, ys, rows, start = [], [], [], 0
+        for client in clients:
+            indices = self.partition.indices(client)
+            index = torch.from_numpy(indices).to(self.dataset.train_x.device)
+            xs.append(self.partition.transform(client, self.dataset.train_x[index]))
+            ys.append(self.dataset.train_y[index])
+            rows.append(start + self.positions(client, len(indices), held_out=held_out))
+            start += len(indices)
+        return Pool(x=torch.cat(xs), y=torch.cat(ys), rows=rows)
+
+    def context(
+        self,
+        *,
+        params: Params,
+        client_arrays: Params,
+        server_round: int,
+        steps: int | Tensor,
+    ) -> ClientContext:
+        """Make the context that one client's half sees in one round."""
+        return ClientContext(
+            task=self.dataset.task,
+            model=self.apply,
+            start=params,
+            arrays=client_arrays,
+            server_round=server_round,
+            lr=self.work.lr_at(server_round),
+            steps=steps,
+        )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples `x [M, ...]`, `y [M, ...]` and, per client, which rows are its own."""
+
+    x: Tensor
+    y: Tensor
+    rows: list[np.ndarray]
+
+    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the samples of the given rows (an index array of any shape)."""
+        index = torch.from_numpy(rows).to(self.x.device)
+        return self.x[index], self.y[index]

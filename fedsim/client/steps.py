@@ -1,0 +1,211 @@
+"""One SGD step of A clients at once: by the layer rules where they reach, by `torch.func` elsewhere.
+
+Shapes: A active clients (the first rows of the chunk's K), B the step's longest batch.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.client.half import Batch, ClientContext
+from fedsim.client.objective import sample_losses
+from fedsim.client.runtime import ClientRuntime
+from fedsim.layers.model import StackedModel
+from fedsim.models.dropout import install
+from fedsim.records import Params
+
+
+class CohortStep(abc.ABC):
+    """The state of one chunk during one round.
+
+    Args:
+        runtime: Data, model, client half.
+        weights: name -> `[K, ...]`, updated in place.
+        start: The model as the clients received it.
+        client_arrays: name -> `[K, ...]`.
+        steps_K: How many steps each client takes.
+        server_round: 1, 2, ...
+    """
+
+    def __init__(
+        self,
+        runtime: ClientRuntime,
+        *,
+        weights: Params,
+        start: Params,
+        client_arrays: Params,
+        steps_K: Tensor,
+        server_round: int,
+    ) -> None:
+        self.runtime = runtime
+        self.weights = weights
+        self.start, self.client_arrays, self.steps_K = start, client_arrays, steps_K
+        self.server_round = server_round
+        self.lr = runtime.work.lr_at(server_round)
+        self.trained = {name: weights[name] for name in runtime.trainable}
+        self.velocity: Params = {}
+        if runtime.work.momentum:
+            self.velocity = {name: torch.zeros_like(w) for name, w in self.trained.items()}
+
+    @abc.abstractmethod
+    def run(
+        self, x: Tensor, y: Tensor, lengths: np.ndarray, dropout: list[torch.Generator]
+    ) -> Tensor:
+        """Step on `x [A, B, ...]`, `y [A, B, ...]` of which `lengths [A]` samples are true.
+
+        Returns:
+            Each client's mean batch loss before the step, `[A]`.
+        """
+
+    def context(self, arrays: Params, steps: Tensor) -> ClientContext:
+        """Return one client's context; under `vmap`, its tensors are that client's."""
+        return self.runtime.context(
+            params=self.start, client_arrays=arrays, server_round=self.server_round, steps=steps
+        )
+
+    def own(self, index: slice | Tensor) -> tuple[Params, Tensor]:
+        """Return (client arrays, number of steps) of some rows."""
+        arrays = {name: rows[index] for name, rows in self.client_arrays.items()}
+        return arrays, self.steps_K[index]
+
+    @torch.no_grad()
+    def correct_and_step(self, grads: Params, active: int) -> None:
+        """Apply the half's correction and PyTorch's SGD rule to the first `active` rows."""
+        weights = {name: w[:active] for name, w in self.trained.items()}
+        if self.runtime.half.overrides("correct"):
+
+            def correct(g: Params, w: Params, arrays: Params, steps: Tensor) -> Params:
+                return self.runtime.half.correct(g, w, self.context(arrays, steps))
+
+            grads = torch.vmap(correct)(grads, weights, *self.own(slice(active)))
+        velocity = {name: v[:active] for name, v in self.velocity.items()}
+        self.runtime.work.step_(weights, grads, velocity, self.lr)
+
+    def upload(self) -> Params:
+        """Return what the half sends besides the model, name -> `[K, ...]`."""
+        if not self.runtime.half.overrides("upload"):
+            return {}
+
+        def one(weights: Params, arrays: Params, steps: Tensor) -> Params:
+            return self.runtime.half.upload(weights, self.context(arrays, steps))
+
+        with torch.no_grad():
+            uploads: Params = torch.vmap(one)(self.weights, *self.own(slice(None)))
+        return uploads
+
+
+StepFactory = Callable[..., CohortStep]
+"""Makes the step of one chunk; takes `CohortStep`'s keyword arguments."""
+
+
+class RuleStep(CohortStep):
+    """Layer rules: gradients of layer outputs by one backward, contracted in place."""
+
+    def __init__(self, stacked: StackedModel, runtime: ClientRuntime, **state: object) -> None:
+        super().__init__(runtime, **state)  # type: ignore[arg-type]
+        self.stacked = stacked
+        stacked.tape.weights = self.weights
+        stacked.module.train()
+        self.corrects = runtime.half.overrides("correct")
+        self.grads: Params = {}
+        if self.corrects:
+            self.grads = {name: torch.empty_like(w) for name, w in self.trained.items()}
+
+    def run(
+        self, x: Tensor, y: Tensor, lengths: np.ndarray, dropout: list[torch.Generator]
+    ) -> Tensor:
+        install(self.stacked.module, dropout, lengths.tolist())
+        outputs = self.stacked.forward(x.flatten(0, 1), len(lengths))
+        if self.runtime.half.overrides("criterion"):
+            loss_A = self._criterion(outputs, x, y, lengths)
+        else:
+            loss_A = self._mean_losses(outputs, y, lengths)
+        self._update(self.stacked.backward(loss_A.sum()), len(lengths))
+        return loss_A.detach()
+
+    def _mean_losses(self, outputs: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        active, width = y.shape[:2]
+        losses_AB = sample_losses(self.runtime.dataset.task, outputs, y.flatten(0, 1))
+        losses_AB = losses_AB.view(active, width)
+        if int(lengths.min()) == width:
+            return losses_AB.mean(1)
+        counts_A = torch.from_numpy(lengths).to(y.device)
+        valid_AB = torch.arange(width, device=y.device) < counts_A.unsqueeze(1)
+        return torch.where(valid_AB, losses_AB, 0).sum(1) / counts_A
+
+    def _criterion(self, outputs: Tensor, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        """Return the half's criterion per client; it sees its true batch, so lengths group."""
+        outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
+        losses_A = outputs.new_zeros(len(lengths))
+        for length, index in length_groups(lengths, y.device):
+
+            def one(z: Tensor, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor) -> Tensor:
+                context = self.context(arrays, steps)
+                return self.runtime.half.criterion(z, Batch(x=xb, y=yb), context)
+
+            batch = (t[index, :length] for t in (outputs_AB, x, y))
+            losses_A = losses_A.index_put((index,), torch.vmap(one)(*batch, *self.own(index)))
+        return losses_A
+
+    @torch.no_grad()
+    def _update(self, output_grads: list[Tensor], active: int) -> None:
+        work = self.runtime.work
+        weights = {name: w[:active] for name, w in self.trained.items()}
+        if self.corrects:
+            grads = {name: buffer[:active] for name, buffer in self.grads.items()}
+            torch._foreach_zero_(list(grads.values()))
+            self.stacked.contract_(grads, output_grads, 1.0)
+            self.correct_and_step(grads, active)
+        elif work.momentum:  # contract straight into the momentum buffer
+            velocity = {name: v[:active] for name, v in self.velocity.items()}
+            buffers, rows = list(velocity.values()), list(weights.values())
+            torch._foreach_mul_(buffers, work.momentum)
+            if work.weight_decay:
+                torch._foreach_add_(buffers, rows, alpha=work.weight_decay)
+            self.stacked.contract_(velocity, output_grads, 1.0)
+            torch._foreach_add_(rows, buffers, alpha=-self.lr)
+        else:  # plain SGD: straight into the weights
+            if work.weight_decay:
+                torch._foreach_mul_(list(weights.values()), 1 - self.lr * work.weight_decay)
+            self.stacked.contract_(weights, output_grads, -self.lr)
+
+
+class VmapStep(CohortStep):
+    """`torch.func`: for losses that need the parameters, and for layers without a rule."""
+
+    def run(
+        self, x: Tensor, y: Tensor, lengths: np.ndarray, dropout: list[torch.Generator]
+    ) -> Tensor:
+        active = len(lengths)
+        self.runtime.model.train()
+        grads = {name: torch.empty_like(w[:active]) for name, w in self.trained.items()}
+        losses_A = x.new_zeros(active, dtype=next(iter(grads.values())).dtype)
+
+        def loss(trained: Params, rest: Params, xb: Tensor, yb: Tensor, *own: object) -> Tensor:
+            context = self.context(*own)  # type: ignore[arg-type]
+            return self.runtime.half.loss({**rest, **trained}, Batch(x=xb, y=yb), context)
+
+        for length, index in length_groups(lengths, y.device):
+            trained = {name: w[index] for name, w in self.trained.items()}
+            rest = {name: w[index] for name, w in self.weights.items() if name not in trained}
+            batch = (t[index, :length] for t in (x, y))
+            step = torch.vmap(torch.func.grad_and_value(loss))
+            part, values = step(trained, rest, *batch, *self.own(index))
+            losses_A[index] = values
+            for name, grad in part.items():
+                grads[name][index] = grad
+        self.correct_and_step(grads, active)
+        return losses_A
+
+
+def length_groups(lengths: np.ndarray, device: torch.device) -> list[tuple[int, Tensor]]:
+    """Return [(batch length, rows with that length)]; usually the full one and a few short."""
+    return [
+        (int(length), torch.from_numpy(np.flatnonzero(lengths == length)).to(device))
+        for length in np.unique(lengths)
+    ]

@@ -1,0 +1,122 @@
+"""Local SGD: how many steps a client takes, on which batches, at which learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.errors import ConfigError
+from fedsim.parts import Part, Range
+from fedsim.records import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSGD(Part):
+    """Mini-batch SGD on one client, as the `client` group of a scenario names it.
+
+    The step is PyTorch's: g ← ∇ + weight_decay·w; v ← momentum·v + g; w ← w − lr·v. The momentum
+    buffer starts at zero in every round.
+
+    Attributes:
+        lr: Learning rate γ of round 1 (after warm-up).
+        batch_size: Samples per step; a client with fewer takes all of them in each step.
+        epochs: Passes over the client's samples per round; the last batch of a pass may be short.
+        steps: Steps per round instead, from an endless stream of reshuffled passes whose short
+            last batches are skipped (FedAU's I). Exactly one of `epochs` and `steps` is set.
+        momentum, weight_decay: As above.
+        schedule: How lr changes over server rounds: `constant`; `step`: × `decay` every
+            `decay_every` rounds; `cosine`: to zero over `decay_every` rounds.
+        decay, decay_every: See `schedule`.
+        warmup_rounds: Rounds 1..W train at lr·r/(W+1) first.
+
+    Differs from FedAU's code: its clients keep one shuffled iterator across rounds; ours start a
+    fresh keyed shuffle every round, so that a round is a pure function of its key.
+    """
+
+    lr: Annotated[float, Range(gt=0)] = 0.1
+    batch_size: Annotated[int, Range(ge=1)] = 10
+    epochs: Annotated[int, Range(ge=1)] | None = 1
+    steps: Annotated[int, Range(ge=1)] | None = None
+    momentum: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Range(ge=0)] = 0.0
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    decay: Annotated[float, Range(gt=0, le=1)] = 0.5
+    decay_every: Annotated[int, Range(ge=1)] = 100
+    warmup_rounds: Annotated[int, Range(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.epochs is None) == (self.steps is None):
+            raise ConfigError(
+                f"epochs={self.epochs} and steps={self.steps}: set exactly one of them, "
+                "and the other to null"
+            )
+
+    def lr_at(self, server_round: int) -> float:
+        """Return the learning rate of round 1, 2, ...
+
+        Example:
+            >>> LocalSGD(lr=1.0, schedule="step", decay=0.5, decay_every=10).lr_at(11)
+            0.5
+        """
+        done = server_round - 1
+        lr = self.lr * min(1.0, server_round / (self.warmup_rounds + 1))
+        if self.schedule == "step":
+            lr *= self.decay ** (done // self.decay_every)
+        elif self.schedule == "cosine":
+            lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / self.decay_every)))
+        return lr
+
+    def num_steps(self, num_samples: int) -> int:
+        """Return how many local steps a client with `num_samples` samples takes per round."""
+        if num_samples == 0:
+            return 0
+        if self.steps is not None:
+            return self.steps
+        return math.ceil(num_samples / self.batch_size) * (self.epochs or 0)
+
+    def batches(self, seed: int, server_round: int, client: int, n: int) -> list[np.ndarray]:
+        """Return the batches of one client's round: sample positions in [0, n), one array a step.
+
+        Drawn from the key (seed, round, client, "batches"): the same in every engine.
+        """
+        if n == 0:
+            return []
+        rng = seeds.rng(seed, server_round, client, "batches")
+        size = min(self.batch_size, n)
+        if self.steps is None:
+            passes = [rng.permutation(n) for _ in range(self.epochs or 0)]
+            return [p[i : i + size] for p in passes for i in range(0, n, size)]
+        stream = self._stream(rng, n, size)
+        return [next(stream) for _ in range(self.steps)]
+
+    @staticmethod
+    def _stream(rng: np.random.Generator, n: int, size: int) -> Iterator[np.ndarray]:
+        while True:
+            order = rng.permutation(n)
+            for start in range(0, n - size + 1, size):
+                yield order[start : start + size]
+
+    def step_(self, params: Params, grads: Params, velocity: Params, lr: float) -> None:
+        """Take one SGD step in place; `velocity` is empty before the first."""
+        names = list(grads)
+        weights: list[Tensor] = [params[name] for name in names]
+        updates: list[Tensor] = [grads[name] for name in names]
+        if self.weight_decay:
+            updates = list(torch._foreach_add(updates, weights, alpha=self.weight_decay))
+        if self.momentum:
+            if not velocity:
+                velocity.update({n: g.clone() for n, g in zip(names, updates, strict=True)})
+            else:
+                buffers = [velocity[name] for name in names]
+                torch._foreach_mul_(buffers, self.momentum)
+                torch._foreach_add_(buffers, updates)
+            updates = [velocity[name] for name in names]
+        torch._foreach_add_(weights, updates, alpha=-lr)

@@ -1,0 +1,88 @@
+"""What every data part gives: all samples as tensors, on one device, once."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.parts import Part
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A train and a test set. Clients hold index ranges into the train set, never copies of it.
+
+    Attributes:
+        name: For messages and reports.
+        task: `"classification"`: y is int64 `[N]` (or `[N, T]`, one label per position) with
+            labels 0..num_outputs-1. `"regression"`: y is float `[N, num_outputs]`.
+        train_x, test_x: Inputs `[N, *input_shape]`: float, scaled for training; or int64 tokens.
+        train_y, test_y: Targets, as `task` says.
+        num_outputs: Classes, or target columns.
+        columns: Further per-sample columns of the *train* set, each `[N]`: a natural user or group,
+            a location. Partitions by user read them.
+        class_names: One name per class, or empty.
+    """
+
+    name: str
+    task: Task
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    num_outputs: int
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the sample axis."""
+        return tuple(self.train_x.shape[1:])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Dataset:
+        """Return the data set on `device`, floating-point tensors as `dtype`, integers as they are."""
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+
+        return replace(
+            self,
+            train_x=move(self.train_x),
+            train_y=move(self.train_y),
+            test_x=move(self.test_x),
+            test_y=move(self.test_y),
+        )
+
+    def labels(self) -> np.ndarray:
+        """Return the train labels as int64 `[N]`, for partitions that skew labels.
+
+        A regression target is cut into ten classes of equal count, so that "label skew" means the
+        same for it; a sequence target counts by its first position.
+        """
+        y = self.train_y.cpu().numpy()
+        y = y.reshape(len(y), -1)[:, 0]
+        if self.task == "classification":
+            return y.astype(np.int64)
+        edges = np.quantile(y, np.linspace(0, 1, 11)[1:-1])
+        return np.searchsorted(edges, y, side="right").astype(np.int64)
+
+
+class DataPart(Part, abc.ABC):
+    """A source of data, as the `data` group of a scenario names it."""
+
+    @abc.abstractmethod
+    def load(self) -> Dataset:
+        """Read the data, on the CPU.
+
+        Raises:
+            DataError: A file is missing or not what the reader expects. The message says which
+                file, where it was looked for, and where the original is published.
+        """

@@ -1,0 +1,145 @@
+"""Plain text as next-character prediction, with the speakers of a play as natural users.
+
+The task is that of McMahan et al. 2017 (arXiv:1602.05629, section 3) and of LEAF
+(arXiv:1812.01097): predict each next character of what one role says.
+Differs from both: windows of a speaker do not overlap, and every position of a window is a
+target, not only the last.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from fedsim.data.csv_columns import MAX_NAME
+from fedsim.data.dataset import DataPart, Dataset
+from fedsim.data.files import find, read_text
+from fedsim.errors import DataError
+from fedsim.parts import Range
+
+_PUBLISHED = {
+    "shakespeare": "'tinyshakespeare.txt' is published at https://github.com/karpathy/char-rnn "
+    "(data/tinyshakespeare/input.txt)",
+}
+
+_HEADING = re.compile(r"[A-Z][^\n:]*:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(DataPart):
+    """Windows of `length` characters; the target of a position is the character after it.
+
+    Inputs and targets are int64 `[N, length]`, numbered by the sorted characters of the whole text
+    (`Dataset.class_names`). Where the text has headings (a line `NAME:` after an empty line), the
+    speeches of each name are joined by line ends and cut into windows, and
+    `Dataset.columns["speaker"]` names the speaker of each train window. Speakers come in their
+    order of appearance, each one's windows in the order of the text; what is left after a
+    speaker's last whole window is dropped, and with it speakers of `length` characters or fewer.
+
+    Attributes:
+        name: Name of the data set, and of its folder.
+        root: Data folder; null stands for the environment variable FEDSIM_DATA.
+        file: The text, UTF-8, plain or gzip; looked for in `root/name`, then in `root`.
+        length: Characters per window, T.
+        speakers: Cut by headings; false takes the text as one, headings included, with no columns.
+        test_fraction: Share of each speaker's windows kept for testing, rounded down: the last
+            ones, so that no test window lies between train windows.
+    """
+
+    name: str = "shakespeare"
+    root: str | None = None
+    file: str = "tinyshakespeare.txt"
+    length: Annotated[int, Range(ge=1, le=65536)] = 80
+    speakers: bool = True
+    test_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.2
+
+    def load(self) -> Dataset:
+        published = _PUBLISHED.get(self.name, f"'{self.file}' is your own file (data.file)")
+        path = find(self.root, self.name, [self.file], published)
+        text = read_text(path).replace("\r\n", "\n")
+        speeches = by_speaker(text) if self.speakers else {"": text}
+        if not speeches:
+            raise DataError(
+                f"data: '{path}' has no headings (a line 'NAME:' after an empty line); for a text "
+                "without speakers set data.speakers=false"
+            )
+        codes, alphabet = _encode(speeches)
+        train, test, speaker = [], [], []
+        for name, code_L in codes.items():
+            count = (len(code_L) - 1) // self.length
+            if count < 1:
+                continue
+            # Targets are the inputs moved by one, so neighbouring windows share one character.
+            x_NT = code_L[: count * self.length].reshape(count, self.length)
+            y_NT = code_L[1 : count * self.length + 1].reshape(count, self.length)
+            cut = count - int(count * self.test_fraction + 1e-9)
+            train.append((x_NT[:cut], y_NT[:cut]))
+            test.append((x_NT[cut:], y_NT[cut:]))
+            speaker += [name] * cut
+        if sum(len(x) for x, _ in train) == 0 or sum(len(x) for x, _ in test) == 0:
+            raise DataError(
+                f"data: '{path}' is too short for windows of {self.length} characters and a test "
+                f"part of {self.test_fraction}; lower data.length or raise data.test_fraction"
+            )
+        _check_names(speaker, path)
+        train_x, train_y, test_x, test_y = (
+            torch.from_numpy(np.concatenate([pair[i] for pair in part]))
+            for part in (train, test)
+            for i in (0, 1)
+        )
+        return Dataset(
+            name=self.name,
+            task="classification",
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            num_outputs=len(alphabet),
+            columns={"speaker": np.array(speaker, np.str_)} if self.speakers else {},
+            class_names=alphabet,
+        )
+
+
+def by_speaker(text: str) -> dict[str, str]:
+    """Return what each speaker says, speeches joined by line ends, in the order of appearance.
+
+    A heading is a line `NAME:`, its first letter a capital, at the start of the text or after an
+    empty line; the speech lasts until the next heading. Text before the first one is left out.
+
+    Example:
+        >>> by_speaker("Ann:\\nYes.\\n\\nBob:\\nNo.\\n\\nAnn:\\nWell.\\n")
+        {'Ann': 'Yes.\\nWell.', 'Bob': 'No.'}
+    """
+    speeches: dict[str, list[str]] = {}
+    speaker = None
+    for block in re.split(r"\n(?:[ \t]*\n)+", text.strip("\n")):
+        heading, _, speech = block.partition("\n")
+        if _HEADING.fullmatch(heading.strip()):
+            speaker = heading.strip()[:-1]
+        else:
+            speech = block
+        if speaker is not None and speech:
+            speeches.setdefault(speaker, []).append(speech)
+    return {name: "\n".join(parts) for name, parts in speeches.items()}
+
+
+def _encode(texts: dict[str, str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Number the characters of all texts; return int64 codes `[L]` per text, and the alphabet."""
+    points = {k: np.frombuffer(v.encode("utf-32-le"), "<u4") for k, v in texts.items()}
+    alphabet = np.unique(np.concatenate(list(points.values())))
+    codes = {k: np.searchsorted(alphabet, v).astype(np.int64) for k, v in points.items()}
+    return codes, tuple(chr(point) for point in alphabet.tolist())
+
+
+def _check_names(speakers: list[str], path: Path) -> None:
+    longest = max(speakers, key=len)
+    if len(longest) > MAX_NAME:
+        raise DataError(
+            f"data: '{path}' has a heading of {len(longest)} characters, '{longest[:40]}...'; a "
+            f"speaker's name may have {MAX_NAME}. For a text without speakers set data.speakers=false"
+        )

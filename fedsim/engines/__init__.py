@@ -1,0 +1,1 @@
+"""Engines: each gives the round loop a Flower `Grid`; they differ in nothing else."""

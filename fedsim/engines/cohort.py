@@ -1,0 +1,192 @@
+"""The vectorised engine: groups a round's messages by what they ask, trains K clients at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from flwr.app import Message
+
+from fedsim.client.app import make_client_app
+from fedsim.client.cohort import CohortTrainer, evaluate_clients
+from fedsim.client.runtime import ClientRuntime
+from fedsim.client.steps import RuleStep, VmapStep
+from fedsim.engines.base import EnginePart
+from fedsim.engines.in_process import InProcessGrid, MessageReplies
+from fedsim.layers.model import NoRuleError, StackedModel, probe_independence
+from fedsim.parts import Range
+from fedsim.records import (
+    ARRAYS,
+    CLIENT_ARRAYS,
+    CONFIG,
+    Chunk,
+    Instructions,
+    Replies,
+    reply_content,
+    stack,
+    to_tensors,
+)
+
+log = logging.getLogger(__name__)
+
+PlanName = Literal["auto", "rules", "vmap", "sequential"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort(EnginePart):
+    """Vectorised engine.
+
+    Attributes:
+        chunk: How many clients train at once; null lets the engine choose (about 10 on a CPU, so
+            that their weights stay in cache; as many as fit a quarter of the memory on a GPU).
+        plan: `rules`: layer rules. `vmap`: `torch.func`. `sequential`: the reference, one by one.
+            `auto`: the first of these that the model and the client half allow; said once.
+    """
+
+    chunk: Annotated[int, Range(ge=1)] | None = None
+    plan: PlanName = "auto"
+
+    def grid(self, runtime: ClientRuntime) -> CohortGrid:
+        return CohortGrid(runtime, chunk=self.chunk, plan=self.plan)
+
+
+class CohortGrid(InProcessGrid):
+    """Runs K clients at once; what cannot be stacked falls back to the sequential reference."""
+
+    def __init__(
+        self, runtime: ClientRuntime, *, chunk: int | None = None, plan: PlanName = "auto"
+    ) -> None:
+        super().__init__(make_client_app(runtime, zero_copy=True), runtime)
+        self.trainer, self.plan, self.why = choose_trainer(runtime, plan)
+        self.chunk = chunk or default_chunk(runtime)
+        if self.why:
+            log.warning("cohort engine runs '%s': %s", self.plan, self.why)
+
+    def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
+        groups = [messages] if isinstance(messages, Instructions) else self._group(messages)
+        if self.trainer is None or groups is None:
+            return MessageReplies(self, messages)
+        return CohortReplies(self, groups)
+
+    def run_chunks(self, group: Instructions) -> Iterator[Chunk]:
+        """Yield the replies to one group of instructions, chunk by chunk."""
+        params = self.runtime.received(to_tensors(group.arrays))
+        for start in range(0, len(group), self.chunk):
+            part = slice(start, start + self.chunk)
+            clients = group.client_index[part]
+            if group.message_type == "evaluate":
+                yield evaluate_clients(self.runtime, clients, params)
+            elif self.trainer is not None:
+                own = {name: rows[part] for name, rows in group.client_arrays.items()}
+                yield self.trainer.train(clients, group.server_round, params, own)
+
+    def _group(self, messages: Sequence[Message]) -> list[Instructions] | None:
+        """Return messages of any Flower strategy as groups that ask the same of their clients.
+
+        None where a message carries what we do not know how to stack.
+        """
+        groups: dict[tuple[object, ...], list[Message]] = {}
+        for message in messages:
+            content, kind = message.content, message.metadata.message_type
+            known = set(content) <= {ARRAYS, CONFIG} and CLIENT_ARRAYS not in content
+            if not known or kind not in ("train", "evaluate"):
+                return None
+            config = {k: v for k, v in content[CONFIG].items() if k != "client-index"}
+            key = (kind, id(content[ARRAYS]), repr(sorted(config.items())))
+            groups.setdefault(key, []).append(message)
+        result = []
+        for (kind, *_), group in groups.items():
+            nodes = np.array(sorted(m.metadata.dst_node_id for m in group), np.int64)
+            config = dict(group[0].content[CONFIG])
+            result.append(
+                Instructions(
+                    message_type=str(kind),
+                    server_round=int(config["server-round"]),
+                    client_index=nodes - self.node_ids(np.zeros(1, np.int64))[0],
+                    node_ids=nodes,
+                    arrays=group[0].content[ARRAYS],
+                    config=config,
+                    zero_copy=True,
+                )
+            )
+        return result
+
+
+class CohortReplies(Replies):
+    """Replies computed chunk by chunk, as they are drawn."""
+
+    stacked = True
+
+    def __init__(self, grid: CohortGrid, groups: Sequence[Instructions]) -> None:
+        self.grid = grid
+        self.groups = groups
+
+    def chunks(self) -> Iterator[Chunk]:
+        for group in self.groups:
+            yield from self.grid.run_chunks(group)
+
+    def __iter__(self) -> Iterator[Message]:
+        for group in self.groups:
+            one_group = CohortReplies(self.grid, [group])
+            everyone = stack(one_group)
+            if everyone is None:
+                continue
+            for row, message in enumerate(group):
+                values = {k: float(column[row]) for k, column in everyone.metrics.items()}
+                arrays = {name: rows[row] for name, rows in everyone.arrays.items()}
+                extra = {name: rows[row] for name, rows in everyone.client_arrays.items()}
+                content = reply_content(arrays or None, values, extra, zero_copy=True)
+                yield Message(content, reply_to=message)
+
+
+def choose_trainer(
+    runtime: ClientRuntime, plan: PlanName
+) -> tuple[CohortTrainer | None, PlanName, str]:
+    """Return (trainer, the plan it follows, why not a faster one); no trainer for `sequential`."""
+    if plan == "sequential":
+        return None, "sequential", ""
+    if not runtime.estimator.plain:
+        return None, "sequential", f"{type(runtime.estimator).__name__} has no stacked form"
+    why = ""
+    if plan in ("auto", "rules"):
+        try:
+            return _rules_trainer(runtime), "rules", ""
+        except NoRuleError as reason:
+            why = str(reason)
+    try:
+        return _vmap_trainer(runtime), "vmap", why
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        return None, "sequential", f"{why}; torch.func: {first_line}".removeprefix("; ")
+
+
+def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
+    if runtime.half.overrides("loss"):
+        raise NoRuleError(f"{type(runtime.half).__name__} replaces the whole loss")
+    stacked = StackedModel(runtime.model)
+    probe_independence(stacked, runtime.initial_params(), runtime.dataset.train_x[:2])
+    return CohortTrainer(runtime, partial(RuleStep, stacked))
+
+
+def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
+    """Make a `torch.func` trainer, after one forward of two stacked clients has worked."""
+    params = {name: torch.stack([t, t]) for name, t in runtime.initial_params().items()}
+    x = runtime.dataset.train_x[:2]
+    runtime.model.train()
+    torch.vmap(runtime.apply)(params, torch.stack([x, x]))
+    return CohortTrainer(runtime, VmapStep)
+
+
+def default_chunk(runtime: ClientRuntime) -> int:
+    """Return how many clients to train at once, by the measurements in results/speed."""
+    device = runtime.dataset.train_x.device
+    if device.type != "cuda":
+        return 10
+    size = sum(t.numel() * t.element_size() for t in runtime.initial_params().values())
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(10, min(4096, free // 4 // max(size, 1)))

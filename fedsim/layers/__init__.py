@@ -1,0 +1,31 @@
+"""Layer rules: K clients' copies of one layer, run and updated together.
+
+Activations keep K folded into the batch axis, `[K*B, ...]`, so that everything without parameters
+(ReLU, pooling, residual sums, reshapes, the user's own forward code) runs as it is written; only a
+layer with parameters needs a rule. A rule knows how to run K different weights at once, and how to
+contract recorded inputs and output gradients into a weight gradient that is accumulated in place:
+a plain SGD step needs no gradient buffer and no autograd over parameters.
+
+One file per layer type; add one, list it in `RULES`, and the tests cover it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fedsim.layers.base import StackedLayer
+from fedsim.layers.conv import StackedConv2d
+from fedsim.layers.embedding import StackedEmbedding
+from fedsim.layers.linear import StackedLinear
+from fedsim.layers.norm import StackedGroupNorm, StackedLayerNorm
+
+RULES: dict[type[nn.Module], type[StackedLayer]] = {
+    nn.Linear: StackedLinear,
+    nn.Conv2d: StackedConv2d,
+    nn.GroupNorm: StackedGroupNorm,
+    nn.LayerNorm: StackedLayerNorm,
+    nn.Embedding: StackedEmbedding,
+}
+"""Exact layer type -> its rule. Sub-classes may change `forward`, so they have none."""
+
+__all__ = ["RULES", "StackedLayer"]

@@ -1,0 +1,38 @@
+"""Layer rule of `nn.Embedding`, for folded token indices `[K*B, ...]`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim.layers.base import StackedLayer
+from fedsim.records import Params
+
+
+class StackedEmbedding(StackedLayer):
+    """y_kb = W_k[a_kb]; the gradient of row v is the sum of g where a = v."""
+
+    def configure(self, layer: nn.Module) -> None:
+        embedding = cast(nn.Embedding, layer)
+        if embedding.padding_idx is not None or embedding.max_norm is not None:
+            raise NotImplementedError("embedding with padding_idx or max_norm")
+
+    def run(self, a: Tensor) -> Tensor:
+        weight_KVD = cast(Tensor, self.weight("weight"))
+        y = F.embedding(self._index(a, weight_KVD.shape[1]), weight_KVD.flatten(0, 1))
+        return y.view(*a.shape, weight_KVD.shape[2])
+
+    def contract_(self, into: Params, a: Tensor, g: Tensor, alpha: float) -> None:
+        if (target_KVD := self.rows(into, "weight")) is not None:
+            index = self._index(a, target_KVD.shape[1]).flatten()
+            flat = target_KVD.view(-1, target_KVD.shape[2])
+            flat.index_add_(0, index, g.reshape(-1, g.shape[-1]), alpha=alpha)
+
+    def _index(self, a: Tensor, vocabulary: int) -> Tensor:
+        """Return rows of the K tables laid end to end, `[K, B, ...]`."""
+        offsets = torch.arange(self.tape.active, device=a.device) * vocabulary
+        a_KB = self.unfold(a)
+        return a_KB + offsets.view(-1, *(1 for _ in a_KB.shape[1:]))

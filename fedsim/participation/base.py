@@ -1,0 +1,57 @@
+"""What every participation part gives: the client indices of each round."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.parts import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Population:
+    """What a participation model may know of the clients.
+
+    Attributes:
+        num_clients: N; clients are 0..N-1.
+        seed: The scenario's seed, for keyed draws.
+        label_histogram: Gives int64 `[N, C]`, how many samples of each class each client holds;
+            a function because it costs O(samples) and few models ask.
+    """
+
+    num_clients: int
+    seed: int
+    label_histogram: Callable[[], np.ndarray]
+
+
+class Schedule(abc.ABC):
+    """Who takes part when: a pure function of (seed, round), whatever was asked before.
+
+    Hence nothing to checkpoint: a resumed run asks for the same rounds and gets the same clients.
+    """
+
+    @abc.abstractmethod
+    def select(self, server_round: int) -> np.ndarray:
+        """Return the participating client indices of round 1, 2, ...: sorted, distinct, int64.
+
+        May be empty.
+        """
+
+    @abc.abstractmethod
+    def rates(self) -> np.ndarray:
+        """Return each client's long-run participation rate, float64 `[N]`, in (0, 1]."""
+
+
+class ParticipationPart(Part, abc.ABC):
+    """A participation model, as the `participation` group of a scenario names it."""
+
+    @abc.abstractmethod
+    def bind(self, population: Population) -> Schedule:
+        """Make the schedule of one run.
+
+        Raises:
+            ConfigError: The model cannot be met by this population.
+        """

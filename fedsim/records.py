@@ -1,0 +1,368 @@
+"""Flower records <-> tensors; zero-copy inside one process.
+
+Everything that crosses the line between server and client is a Flower `Message`. Building one
+`Message` with its records costs about as much as a small model's whole local training, so the
+strategies and in-process engines pass *lazy sequences* of messages: `Instructions` (server to
+clients) and `Replies` (back). Anyone who iterates gets ordinary messages; who asks for the shared
+record and the stacked per-client columns gets those, and no message is ever built.
+
+Shapes: K clients of a chunk, `[K, ...]` one row per client.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""A model (or any named set of tensors): name -> tensor."""
+
+Scalar = int | float | str | bool | bytes
+
+ARRAYS, CONFIG, METRICS, CLIENT_ARRAYS = "arrays", "config", "metrics", "client-arrays"
+"""Keys of the records in our messages; the first three are those of Flower's own strategies."""
+
+NUM_EXAMPLES = "num-examples"
+"""The metric by which replies are weighted, as in Flower's own strategies."""
+
+WIRE_CHUNK = 16
+"""Replies that came as messages are stacked this many at a time. Part of the result: float sums
+depend on their grouping, and every engine that moves messages must group alike."""
+
+
+class TensorArray(Array):
+    """A Flower `Array` that holds a tensor, and makes bytes only when somebody asks for them.
+
+    For use inside one process: Flower's wire format names the class, so this one cannot cross a
+    wire. Grids that can carry it say so with `zero_copy = True`.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__dict__["tensor"] = tensor.detach()
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.tensor.shape)
+
+    @property
+    def stype(self) -> str:  # type: ignore[override]
+        return "numpy.ndarray"
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        return Array.from_numpy_ndarray(self.numpy()).data
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor itself, shared, not to be written to."""
+        tensor: Tensor = self.__dict__["tensor"]
+        return tensor
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy; some of Flower's strategies write into what they receive."""
+        array: np.ndarray = self.tensor.cpu().numpy().copy()
+        return array
+
+    def plain(self) -> Array:
+        """Return the same values as an ordinary `Array`, which can cross a wire."""
+        return Array.from_numpy_ndarray(self.numpy())
+
+
+def to_record(params: Mapping[str, Tensor], *, zero_copy: bool) -> ArrayRecord:
+    """Return `params` as an `ArrayRecord`, of `TensorArray`s if `zero_copy`."""
+    record = ArrayRecord()
+    for name, tensor in params.items():
+        array = TensorArray(tensor)
+        record[name] = array if zero_copy else array.plain()
+    return record
+
+
+def to_tensors(record: Mapping[str, Array]) -> Params:
+    """Return the tensors of an `ArrayRecord`: shared where it holds tensors, decoded elsewhere."""
+    return {
+        name: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
+        for name, array in record.items()
+    }
+
+
+def decode(array: Array, like: Tensor) -> Tensor:
+    """Decode one received `Array`, which must be exactly of `like`'s shape and dtype.
+
+    Nothing is allocated from what the sender claims: the header is compared first, then the bytes
+    that did arrive are read in place.
+
+    Raises:
+        ValueError: The array differs from what was expected; the message says how.
+    """
+    if isinstance(array, TensorArray):
+        tensor = array.tensor
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            raise ValueError(f"is {array.dtype}{list(tensor.shape)}, not {_describe(like)}")
+        return tensor
+    shape, fortran, dtype, start = _read_header(array.data)
+    expected = np.dtype(str(like.dtype).removeprefix("torch."))
+    if shape != tuple(like.shape) or dtype != expected:
+        raise ValueError(f"is {dtype.str}{list(shape)}, not {_describe(like)}")
+    if len(array.data) - start != expected.itemsize * like.numel():
+        raise ValueError(f"holds {len(array.data) - start} bytes, not {_describe(like)}")
+    flat = np.frombuffer(array.data, dtype, offset=start)
+    values = flat.reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.array(values, order="C")).to(like.device)
+
+
+def _describe(like: Tensor) -> str:
+    return f"{str(like.dtype).removeprefix('torch.')}{list(like.shape)}"
+
+
+def _read_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read the header of `np.save` bytes, bounded to 1 KiB, refusing object arrays."""
+    head = io.BytesIO(data[:1024])
+    try:
+        version = np.lib.format.read_magic(head)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read(head)
+    except (ValueError, KeyError, SyntaxError, TypeError, struct.error) as error:
+        raise ValueError("is not a NumPy array") from error
+    if dtype.hasobject:
+        raise ValueError("holds Python objects")
+    return tuple(int(n) for n in shape), fortran, dtype, head.tell()
+
+
+class Instructions(Sequence[Message]):
+    """One exchange's messages to clients: what all share, and per-client columns.
+
+    Args:
+        message_type: Flower's, e.g. `"train"`.
+        server_round: 1, 2, ...
+        client_index: Whom to ask; sorted int64 `[K]`.
+        node_ids: Where to reach them; `[K]`.
+        arrays: The record that every client gets (normally the global model).
+        config: Scalars that every client gets; each message adds its own `client-index`.
+        client_arrays: Tensors that differ by client, `[K, ...]`.
+    """
+
+    def __init__(
+        self,
+        *,
+        message_type: str,
+        server_round: int,
+        client_index: np.ndarray,
+        node_ids: np.ndarray,
+        arrays: ArrayRecord,
+        config: Mapping[str, Scalar],
+        client_arrays: Params | None = None,
+        zero_copy: bool = False,
+    ) -> None:
+        self.message_type = message_type
+        self.server_round = server_round
+        self.client_index = client_index
+        self.node_ids = node_ids
+        self.arrays = arrays
+        self.config = {**config, "server-round": server_round}
+        self.client_arrays = client_arrays or {}
+        self.zero_copy = zero_copy
+
+    def __len__(self) -> int:
+        return len(self.client_index)
+
+    @overload
+    def __getitem__(self, item: int) -> Message: ...
+    @overload
+    def __getitem__(self, item: slice) -> Sequence[Message]: ...
+    def __getitem__(self, item: int | slice) -> Message | Sequence[Message]:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(len(self)))]
+        index = range(len(self))[item]
+        client = int(self.client_index[index])
+        content = RecordDict(
+            {
+                ARRAYS: self.arrays.copy(),
+                CONFIG: ConfigRecord({**self.config, "client-index": client}),
+            }
+        )
+        if self.client_arrays:
+            rows = {name: rows[index] for name, rows in self.client_arrays.items()}
+            content[CLIENT_ARRAYS] = to_record(rows, zero_copy=self.zero_copy)
+        return Message(
+            content,
+            int(self.node_ids[index]),
+            self.message_type,
+            group_id=str(self.server_round),
+        )
+
+
+@dataclass(kw_only=True)
+class Chunk:
+    """The replies of K clients as stacked columns.
+
+    Valid until the next chunk is drawn: an engine may reuse the memory behind `arrays`.
+
+    Attributes:
+        client_index: int64 `[K]`.
+        arrays: name -> `[K, ...]`: each client's model after its local work.
+        client_arrays: name -> `[K, ...]`: whatever else the client half sends back.
+        metrics: name -> float64 `[K]`.
+    """
+
+    client_index: np.ndarray
+    arrays: Params
+    client_arrays: Params = field(default_factory=dict)
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.client_index)
+
+    @property
+    def num_examples(self) -> np.ndarray:
+        """Samples behind each reply, float64 `[K]`."""
+        return self.metrics[NUM_EXAMPLES]
+
+    def rows(self, keep: np.ndarray) -> Chunk:
+        """Return the rows where `keep` (bool `[K]`) holds; the chunk itself if all do."""
+        if keep.all():
+            return self
+        index = torch.from_numpy(np.flatnonzero(keep))
+        return Chunk(
+            client_index=self.client_index[keep],
+            arrays={name: t[index.to(t.device)] for name, t in self.arrays.items()},
+            client_arrays={name: t[index.to(t.device)] for name, t in self.client_arrays.items()},
+            metrics={name: column[keep] for name, column in self.metrics.items()},
+        )
+
+
+class Replies(Iterable[Message], abc.ABC):
+    """One exchange's replies, computed or received as they are drawn; drawn once."""
+
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[Message]:
+        """Yield the replies as ordinary messages, in client-index order."""
+
+    @abc.abstractmethod
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the replies as stacked chunks; each client is in exactly one of them."""
+
+
+def stack(replies: Replies) -> Chunk | None:
+    """Return all replies as one chunk in client-index order, or None if there are none.
+
+    For rules that need every update at once (medians, Gram matrices); a copy where the engine
+    made more than one chunk. Prefer `Replies.chunks`, which holds one chunk at a time.
+    """
+    parts = [
+        Chunk(
+            client_index=chunk.client_index,
+            arrays={name: t.clone() for name, t in chunk.arrays.items()},
+            client_arrays={name: t.clone() for name, t in chunk.client_arrays.items()},
+            metrics=chunk.metrics,
+        )
+        for chunk in replies.chunks()
+    ]
+    if not parts:
+        return None
+    client_index = np.concatenate([part.client_index for part in parts])
+    order = np.argsort(client_index)
+    first, rows = parts[0], torch.from_numpy(order)
+
+    def joined(columns: list[Params]) -> Params:
+        return {
+            name: torch.cat([column[name] for column in columns])[rows.to(tensor.device)]
+            for name, tensor in columns[0].items()
+        }
+
+    return Chunk(
+        client_index=client_index[order],
+        arrays=joined([part.arrays for part in parts]),
+        client_arrays=joined([part.client_arrays for part in parts]),
+        metrics={
+            name: np.concatenate([part.metrics[name] for part in parts])[order]
+            for name in first.metrics
+        },
+    )
+
+
+def stack_replies(replies: Sequence[tuple[int, Params, Params, Mapping[str, float]]]) -> Chunk:
+    """Stack decoded replies (client index, arrays, client arrays, metrics) into one chunk."""
+    names = set.intersection(*(set(metrics) for _, _, _, metrics in replies))
+    return Chunk(
+        client_index=np.array([client for client, *_ in replies], np.int64),
+        arrays={
+            name: torch.stack([arrays[name] for _, arrays, _, _ in replies])
+            for name in replies[0][1]
+        },
+        client_arrays={
+            name: torch.stack([extra[name] for _, _, extra, _ in replies])
+            for name in replies[0][2]
+        },
+        metrics={
+            name: np.array([metrics[name] for *_, metrics in replies], np.float64)
+            for name in replies[0][3]
+            if name in names
+        },
+    )
+
+
+def reply_content(
+    arrays: Mapping[str, Tensor] | None,
+    metrics: Mapping[str, float],
+    client_arrays: Mapping[str, Tensor] | None = None,
+    *,
+    zero_copy: bool,
+) -> RecordDict:
+    """Make the content of one client's reply."""
+    content = RecordDict({METRICS: MetricRecord(dict(metrics))})
+    if arrays is not None:
+        content[ARRAYS] = to_record(arrays, zero_copy=zero_copy)
+    if client_arrays:
+        content[CLIENT_ARRAYS] = to_record(client_arrays, zero_copy=zero_copy)
+    return content
+
+
+class WeightedSum:
+    """Σ w_k · W_k over replies, one chunk at a time, accumulated in float64.
+
+    Args:
+        like: The global model; gives names, shapes, dtypes and the device of the result.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self.like = like
+        self.sums = {
+            name: torch.zeros(t.shape, dtype=torch.float64, device=t.device)
+            for name, t in like.items()
+        }
+        self.weight = 0.0
+        self.count = 0
+
+    def add(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> None:
+        """Add K rows; `weights` is float64 `[K]`, `arrays[name]` is `[K, ...]`."""
+        for name, total in self.sums.items():
+            rows = arrays[name].reshape(len(weights), -1)
+            rows = rows if rows.is_floating_point() else rows.double()
+            weights_K = torch.from_numpy(weights).to(rows.device, rows.dtype)
+            total += (weights_K @ rows).view(total.shape)
+        self.weight += float(weights.sum())
+        self.count += len(weights)
+
+    def step(self, params: Mapping[str, Tensor], scale: float) -> Params:
+        """Return x + scale · Σ w_k (W_k − x), in the dtypes of the model; integers are rounded."""
+        result = {}
+        for name, x in params.items():
+            moved = x.double() + scale * (self.sums[name] - self.weight * x.double())
+            result[name] = (moved if x.is_floating_point() else moved.round()).to(x.dtype)
+        return result

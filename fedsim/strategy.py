@@ -1,0 +1,239 @@
+"""The server half of an algorithm: a standard Flower `Strategy`, addressed by client index.
+
+An algorithm overrides `aggregate` (and, where it has them, `client_half`, `client_payload`,
+`state_dict`, `load_state_dict`); everything that Flower calls is here, once. Any strategy of ours
+can be dropped into a plain Flower `ServerApp`: then every connected node takes part in every
+round, under the index it was first seen with.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedsim.admission import Admission, AdmittedReplies
+from fedsim.client.half import ClientHalf
+from fedsim.errors import ResumeError
+from fedsim.participation.base import Schedule
+from fedsim.parts import check_fields
+from fedsim.records import Instructions, Params, Replies, to_record, to_tensors
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor | np.ndarray | int | float]
+"""A strategy's state: plain arrays and numbers; the checkpoint is exactly this."""
+
+EvaluateWhom = Literal["none", "cohort", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What a simulation tells its strategy about the run.
+
+    Attributes:
+        num_clients: N; clients are 0..N-1.
+        seed: The scenario's.
+        schedule: Who takes part when.
+        evaluate: Which clients evaluate: nobody, this round's participants, or everybody.
+    """
+
+    num_clients: int
+    seed: int
+    schedule: Schedule
+    evaluate: EvaluateWhom = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The context of one aggregation.
+
+    Attributes:
+        server_round: 1, 2, ...
+        num_clients: N, the whole population.
+        asked: Client indices that were asked this round, sorted; may be empty.
+        params: The global model that they were sent.
+    """
+
+    server_round: int
+    num_clients: int
+    asked: np.ndarray
+    params: Params
+
+
+class FedsimStrategy(Strategy, abc.ABC):
+    """Base of our strategies; sub-classes are `@dataclass(kw_only=True)`, fields = YAML keys."""
+
+    federation: Federation | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    # --- what an algorithm overrides ---------------------------------------------------------
+
+    @property
+    def client_half(self) -> ClientHalf:
+        """What the algorithm changes in a client's local work."""
+        return ClientHalf()
+
+    def client_payload(self, context: Round) -> Params:
+        """Return what differs from client to client, name -> `[len(asked), ...]`."""
+        return {}
+
+    def upload_like(self, context: Round) -> Mapping[str, Tensor]:
+        """Return an example of what `client_half.upload` sends, for admission to compare with."""
+        return {}
+
+    @abc.abstractmethod
+    def aggregate(self, context: Round, replies: Replies) -> Params:
+        """Return the next global model; called for empty rounds too.
+
+        `replies` holds admitted replies only, and may be drawn once.
+        """
+
+    def state_dict(self) -> State:
+        """Return all state that the next round depends on."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ResumeError: The state is not this strategy's.
+        """
+        if state:
+            raise ResumeError(
+                f"the checkpoint holds strategy state {sorted(state)}, "
+                f"but {type(self).__name__} has none; was the strategy changed?"
+            )
+
+    # --- what Flower calls -------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Instructions:
+        """Address this round's participants, each with its own payload."""
+        nodes = self._nodes(grid)
+        asked = np.arange(nodes.count)
+        if self.federation is not None:
+            asked = self.federation.schedule.select(server_round)
+        self._zero_copy = bool(getattr(grid, "zero_copy", False))
+        self._round = Round(
+            server_round=server_round,
+            num_clients=nodes.count,
+            asked=asked,
+            params=to_tensors(arrays),
+        )
+        self._sent = self._instructions(
+            MessageType.TRAIN,
+            server_round,
+            nodes,
+            asked,
+            arrays,
+            config,
+            self.client_payload(self._round),
+        )
+        return self._sent
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Admit the replies, aggregate them, and average their metrics."""
+        admitted = replies
+        if not isinstance(admitted, AdmittedReplies):
+            admitted = Admission().admit(
+                self._sent, replies, self._round.params, self.expected_upload
+            )
+        params = self.aggregate(self._round, admitted)
+        return to_record(params, zero_copy=self._zero_copy), _metric_record(admitted)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Instructions:
+        """Address those who evaluate; nobody, outside a simulation."""
+        nodes = self._nodes(grid)
+        asked = np.arange(0)
+        if self.federation is not None and self.federation.evaluate == "all":
+            asked = np.arange(nodes.count)
+        elif self.federation is not None and self.federation.evaluate == "cohort":
+            asked = self.federation.schedule.select(server_round)
+        self._zero_copy = bool(getattr(grid, "zero_copy", False))
+        self._sent_evaluate = self._instructions(
+            MessageType.EVALUATE, server_round, nodes, asked, arrays, config, {}
+        )
+        return self._sent_evaluate
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Average the clients' metrics, weighted by their samples."""
+        admitted = replies
+        if not isinstance(admitted, AdmittedReplies):
+            admitted = Admission().admit(self._sent_evaluate, replies, None)
+        for _ in admitted.chunks():
+            pass
+        return _metric_record(admitted)
+
+    def summary(self) -> None:
+        """Log the strategy's settings, as Flower's `start` asks for."""
+        for field in fields(self):  # type: ignore[arg-type]
+            log.info("%s.%s = %r", type(self).__name__, field.name, getattr(self, field.name))
+
+    @property
+    def expected_upload(self) -> Mapping[str, Tensor]:
+        """What admission expects beside the model in this round's replies."""
+        return self.upload_like(self._round)
+
+    # --- helpers -----------------------------------------------------------------------------
+
+    def _instructions(
+        self,
+        message_type: str,
+        server_round: int,
+        nodes: _Nodes,
+        asked: np.ndarray,
+        arrays: ArrayRecord,
+        config: Mapping[str, object],
+        payload: Params,
+    ) -> Instructions:
+        seed = 0 if self.federation is None else self.federation.seed
+        return Instructions(
+            message_type=message_type,
+            server_round=server_round,
+            client_index=asked,
+            node_ids=nodes.ids(asked),
+            arrays=arrays,
+            config={**config, "seed": seed, "num-clients": nodes.count},  # type: ignore[dict-item]
+            client_arrays=payload,
+            zero_copy=self._zero_copy,
+        )
+
+    def _nodes(self, grid: Grid) -> _Nodes:
+        node_ids = getattr(grid, "node_ids", None)
+        if self.federation is not None and node_ids is not None:
+            return _Nodes(self.federation.num_clients, node_ids)
+        known: list[int] = self.__dict__.setdefault("_known_nodes", [])
+        known += sorted(set(grid.get_node_ids()) - set(known))
+        table = np.array(known, dtype=np.uint64)
+        return _Nodes(len(known), lambda index: table[index])
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Client index -> node id, for a population of any size."""
+
+    count: int
+    ids: Callable[[np.ndarray], np.ndarray]
+
+
+def _metric_record(replies: AdmittedReplies) -> MetricRecord | None:
+    means = replies.mean_metrics()
+    return MetricRecord(dict(means)) if means else None

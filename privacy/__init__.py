@@ -1,0 +1,1 @@
+"""Privacy mechanisms, one file each; the accountant; the auditor."""

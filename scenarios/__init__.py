@@ -1,0 +1,1 @@
+"""Scenario files, shipped as package data; `fedsim list scenarios` prints them."""
