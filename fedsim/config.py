@@ -7,26 +7,30 @@ is resolved and each value is checked; what nothing reads is refused, not ignore
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from fedsim import sources, specs
 from fedsim.catalog import GROUPS
-from fedsim.errors import ConfigError, did_you_mean
+from fedsim.errors import ConfigError
+from fedsim.interpolation import resolve
 from fedsim.overrides import Change, apply, parse
-from fedsim.scenario import SECTIONS, Scenario
+from fedsim.scenario import SECTIONS, Scenario, plugins_of
 from fedsim.targets import KeyedError, UnknownKeyError, fields_of, instantiate, locate
 
 Where = Callable[[str], str | None]
-"""Gives the file or "command line" that sets a key; asked only when there is an error to tell."""
+"""Gives the file (or "command line") that sets a key; asked only when there is an error to tell."""
+
+_COMMAND_LINE = "command line"
 
 _BASES: dict[str, tuple[str, ...]] = {
     "data": ("fedsim.data.dataset.DataPart",),
@@ -120,17 +124,12 @@ def compose(scenario: str, overrides: Sequence[str] = (), *, root: Path | None =
     set_here = [change.key for change in changes]
 
     def where(path: str) -> str | None:
-        if any(f"{path}.".startswith((f"{key}.", f"{key}[")) for key in set_here):
-            return "command line"
-        return sources.origin(source, choices, path.split("[")[0])
+        path = re.sub(r"\[(\d+)\]", r".\1", path)
+        if any(f"{path}.".startswith(f"{key}.") for key in set_here):
+            return _COMMAND_LINE
+        return sources.origin(source, choices, path)
 
-    try:
-        return Config(scenario, tuple(overrides), assemble(tree, changes, where))
-    except UnknownKeyError:
-        raise
-    except RecursionError as error:
-        shown = source.show(source.file)
-        raise ConfigError(f"{shown}: values are nested too deeply") from error
+    return Config(scenario, tuple(overrides), assemble(tree, changes, where))
 
 
 def build_part(config: Config, group: str) -> Any:
@@ -162,8 +161,7 @@ def assemble(tree: Mapping[Any, Any], changes: Sequence[Change], where: Where) -
     except UnknownKeyError as error:
         raise ConfigError(_unknown(error, tree, where)) from None
     except KeyedError as error:
-        place = where(error.path)
-        raise ConfigError(f"{error} (set in {place})" if place else str(error)) from error
+        raise ConfigError(f"{error}{_place(error.verb, where(error.path))}") from error
     except RecursionError as error:
         raise ConfigError("values are nested too deeply, or refer to themselves") from error
 
@@ -172,105 +170,47 @@ def _assemble(tree: Mapping[Any, Any], changes: Sequence[Change]) -> dict[str, A
     specs.check_plain(tree, "")
     tree = apply(dict(tree), changes)
     specs.check_plain(tree, "")
-    specs.refuse_unknown(tree, (*fields_of(Scenario), *GROUPS), "", "a scenario")
-    plugins = _plugins(tree)
-    for name in SECTIONS:
-        if isinstance(tree.get(name, {}), dict):
-            tree[name] = specs.fill(tree.get(name, {}), fields_of(SECTIONS[name]))
-    for group in GROUPS:
-        tree[group] = specs.expand(_part(tree, group), group, plugins)
-    tree = specs.fill(tree, {n: f for n, f in fields_of(Scenario).items() if n not in SECTIONS})
-    values = _resolve(tree)
-    specs.check_plain(values, "")
-    return _check(values, plugins)
-
-
-def _plugins(tree: Mapping[str, Any]) -> list[str]:
-    plugins = tree.get("plugins", [])
-    specs.check_fields({"plugins": plugins}, {"plugins": fields_of(Scenario)["plugins"]}, "", True)
-    return list(plugins)
-
-
-def _part(tree: Mapping[str, Any], group: str) -> dict[str, Any]:
-    part = tree.get(group)
-    if part is None:
-        raise KeyedError(
-            group, f"not set, and a run needs one; begin with 'defaults: [base, _self_]' or {group}="
-        )
-    if not isinstance(part, dict):
-        raise KeyedError(group, f"{part!r} is not a part; choose one with {group}=<name>")
-    if "_target_" not in part:
-        raise KeyedError(group, f"no '_target_' among {', '.join(map(str, part)) or 'no keys'}")
-    return part
-
-
-def _resolve(tree: dict[str, Any]) -> dict[str, Any]:
-    config = OmegaConf.create(tree)
-    _find_missing(tree, "")
-    try:
-        values = OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
-        raise _bad_interpolation(config, tree, error) from error
-    if not isinstance(values, dict):
-        raise ConfigError("expected a mapping of keys to values")
-    return {str(key): value for key, value in values.items()}
-
-
-def _find_missing(value: Any, path: str) -> None:
-    for key, item in _items(value):
-        where = f"{path}{key}"
-        if item == "???":
-            raise KeyedError(where, f"required, but not set; add {where}=<value>")
-        _find_missing(item, f"{where}.")
-
-
-def _bad_interpolation(config: DictConfig, tree: Any, error: Exception) -> KeyedError:
-    """Name the first key whose `${...}` fails by itself."""
-    stack = [("", tree)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, str) and "${" in value:
-            try:
-                OmegaConf.select(config, path, throw_on_missing=True)
-            except (OmegaConfBaseException, RecursionError, ValueError, TypeError) as reason:
-                text = str(reason).split("\n")[0]
-                return KeyedError(path, f"cannot resolve {value!r}: {text}")
-        items = [(f"{path}.{key}" if path else str(key), item) for key, item in _items(value)]
-        stack.extend(reversed(items))
-    return KeyedError("scenario", f"cannot be resolved: {str(error).splitlines()[0]}")
-
-
-def _items(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    return list(enumerate(value)) if isinstance(value, list) else []
-
-
-def _check(values: dict[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
-    checked: dict[str, Any] = {}
+    schema = fields_of(Scenario)
+    specs.refuse_unknown(tree, (*schema, *GROUPS), "", "a scenario")
+    plugins = plugins_of(tree)
     for name, section in SECTIONS.items():
-        checked[name] = specs.check_section(section, values[name], name)
-    fields = fields_of(Scenario)
-    scalars = specs.check_fields(values, fields, "", everything=True)
-    sections = {name: section(**checked[name]) for name, section in SECTIONS.items()}
-    specs.instantiate_section(Scenario, scalars | sections, "")
-    checked = scalars | checked
+        given = tree.get(name, {})
+        tree[name] = specs.fill(given, fields_of(section)) if isinstance(given, dict) else given
     for group in GROUPS:
-        target = locate(values[group]["_target_"], plugins, f"{group}._target_")
-        bases = tuple(map(_import, _BASES.get(group, ())))
-        if bases and isinstance(target, type) and not issubclass(target, bases):
-            raise _not_a(group, values[group]["_target_"])
-        checked[group] = specs.check(values[group], group, plugins)
-    _refuse_dollars(checked, "")
+        _check_part(tree, group, plugins)
+        tree[group] = specs.expand(tree[group], group, plugins)
+    values = resolve(specs.fill(tree, schema))
+    specs.check_plain(values, "")
+    checked = _check(values, plugins)
+    specs.check_plain(checked, "")  # 1e300 is plain, and so large an integer is not
     return checked
 
 
-def _refuse_dollars(value: Any, path: str) -> None:
-    # A value that still looks like an interpolation would be resolved when it is read back.
-    if isinstance(value, str) and "${" in value:
-        raise KeyedError(path, f"{value!r}: a value may not hold '${{'")
-    for key, item in _items(value):
-        _refuse_dollars(item, f"{path}.{key}" if path else str(key))
+def _check_part(tree: Mapping[str, Any], group: str, plugins: Sequence[str]) -> None:
+    part = tree.get(group)
+    if part is None:
+        raise KeyedError(group, f"a run needs one; extend 'base', or add {group}=<name>")
+    if not isinstance(part, dict):
+        raise KeyedError(group, f"{part!r} is not a part; choose one with {group}=<name>")
+    if "_target_" not in part:
+        raise KeyedError(group, f"has no '_target_', so it is no part; add {group}=<name>")
+    target = locate(part["_target_"], plugins, f"{group}._target_")
+    bases = tuple(map(_import, _BASES.get(group, ())))
+    if bases and isinstance(target, type) and not issubclass(target, bases):
+        raise _not_a(group, part["_target_"])
+
+
+def _check(values: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
+    sections = {n: specs.check_section(s, values[n], n) for n, s in SECTIONS.items()}
+    scalars = specs.check_fields(values, fields_of(Scenario), "", everything=True)
+    made = {name: section(**sections[name]) for name, section in SECTIONS.items()}
+    specs.instantiate_section(Scenario, scalars | made, "")
+    checked = scalars | sections
+    for group in GROUPS:
+        # Expanded once more: a reference may have brought in a part of its own.
+        expanded = specs.expand(values[group], group, plugins)
+        checked[group] = specs.check(expanded, group, plugins)
+    return checked
 
 
 def _not_a(group: str, target: str) -> KeyedError:
@@ -284,33 +224,49 @@ def _import(name: str) -> type:
     return found
 
 
+def _place(verb: str, place: str | None) -> str:
+    if place is None:
+        return ""
+    return f" ({verb} on the {place})" if place == _COMMAND_LINE else f" ({verb} in {place})"
+
+
 def _unknown(error: UnknownKeyError, tree: Mapping[Any, Any], where: Where) -> str:
     """Say which key was probably meant and where that one lives, or what keys there are."""
-    place = where(error.path)
     text = f"unknown key '{error.path}'"
-    if place not in (None, "command line"):
-        text += f" (set in {place})"
-    nearby = [f"{error.parent}.{key}" if error.parent else key for key in error.known]
-    near = did_you_mean(error.path, nearby) if did_you_mean(error.word, error.known) else ""
-    if not near:
-        leaves = {path.rpartition(".")[2]: path for path in reversed(_paths(tree))}
-        leaf = did_you_mean(error.word, leaves)
-        near = f"; did you mean '{leaves[leaf.split(chr(39))[1]]}'?" if leaf else ""
-    if near:
-        home = where(near.split("'")[1])
-        return f"{text}{near} ({home or error.owner})"
+    place = where(error.path)
+    if place not in (None, _COMMAND_LINE):
+        home = where(f"{error.parent}._target_") if error.parent in GROUPS else place
+        other = f", but the part is from {home}" if home not in (None, place) else ""
+        text += f" (set in {place}{other})"
+    near = _nearest(error, tree)
+    if near is not None:
+        return f"{text}; did you mean '{near}'? ({where(near) or error.owner})"
     return f"{text}; keys of {error.owner}: {', '.join(error.known) or 'none'}"
+
+
+def _nearest(error: UnknownKeyError, tree: Mapping[Any, Any]) -> str | None:
+    """Return the path of the same word elsewhere, a like word here, or a like word elsewhere."""
+    elsewhere = {path.rpartition(".")[2]: path for path in reversed(_paths(tree))}
+    same = elsewhere.get(error.word)
+    if same is not None and same != error.path:
+        return same
+    for known, paths in (
+        (error.known, {k: f"{error.parent}.{k}" if error.parent else k for k in error.known}),
+        (tuple(elsewhere), elsewhere),
+    ):
+        near = difflib.get_close_matches(error.word, known, n=1, cutoff=0.6)
+        if near and paths[near[0]] != error.path:
+            return paths[near[0]]
+    return None
 
 
 def _paths(tree: Mapping[Any, Any]) -> list[str]:
     """Return the paths of all keys of sections and parts, as far as they can be told."""
     found = [f"{name}.{key}" for name in SECTIONS for key in fields_of(SECTIONS[name])]
     for group in GROUPS:
-        part = tree.get(group)
-        if specs.is_spec(part):
-            try:
-                target = locate(part["_target_"], tuple(tree.get("plugins") or ()))
-            except (ConfigError, TypeError):
-                continue
-            found += [f"{group}.{key}" for key in fields_of(target)]
+        try:
+            target = locate(tree[group]["_target_"], plugins_of(tree))
+        except (ConfigError, LookupError, TypeError):
+            continue
+        found += [f"{group}.{key}" for key in fields_of(target)]
     return found

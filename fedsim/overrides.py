@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from fedsim import specs
 from fedsim.catalog import GROUPS
 from fedsim.errors import ConfigError
-from fedsim.scenario import SECTIONS, Scenario
+from fedsim.scenario import SECTIONS, Scenario, plugins_of
 from fedsim.targets import SPECIAL, Field, KeyedError, fields_of, locate, takes_any_key
 
 OPTION = re.compile(r"[A-Za-z0-9_]+")
@@ -128,7 +128,7 @@ def apply(tree: dict[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def _change(tree: dict[str, Any], change: Change) -> None:
-    plugins = tree.get("plugins") or ()
+    plugins = plugins_of(tree)
     node: Any = tree
     for depth, key in enumerate(change.path[:-1]):
         path = ".".join(change.path[:depth])
@@ -169,12 +169,16 @@ def _child(node: Any, key: str, path: str, plugins: Sequence[str]) -> Any:
     if known is not None:
         specs.refuse_unknown({key: None}, tuple(known), path, _owner(node, path))
     if key not in node:
-        field = (known or {}).get(key)
-        default = {} if path == "" and (key in SECTIONS or key in GROUPS) else None
-        if default is None and field is not None and not field.required:
-            default = specs.plain(field.default)
-        node[key] = copy.deepcopy(default)
+        node[key] = _default(key, known, at_top=path == "")
     return node[key]
+
+
+def _default(key: str, known: Mapping[str, Field | None] | None, at_top: bool) -> Any:
+    """Return what a key that no file sets begins as, so that a key below it can be set."""
+    if known is None or (at_top and (key in SECTIONS or key in GROUPS)):
+        return {}
+    field = known[key]
+    return None if field is None or field.required else specs.plain(field.default)
 
 
 def _known(node: Any, path: str, plugins: Sequence[str]) -> dict[str, Field | None] | None:
@@ -182,7 +186,7 @@ def _known(node: Any, path: str, plugins: Sequence[str]) -> dict[str, Field | No
     if isinstance(node, list):
         return None
     if not isinstance(node, dict):
-        raise KeyedError(path, f"is {node!r}, and has no keys of its own")
+        raise KeyedError(path, f"{node!r} has no keys of its own; set it as a whole")
     if path == "":
         return {**fields_of(Scenario), **dict.fromkeys(GROUPS)}
     if path in SECTIONS:
@@ -200,6 +204,6 @@ def _owner(node: Any, path: str) -> str:
 
 
 def _index(node: list[Any], key: str, path: str) -> int:
-    if not key.isdecimal() or int(key) >= len(node):
+    if not re.fullmatch(r"[0-9]{1,9}", key) or int(key) >= len(node):
         raise KeyedError(f"{path}.{key}", f"no such item; {path} has {len(node)}")
     return int(key)

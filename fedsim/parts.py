@@ -64,7 +64,7 @@ def check_fields(part: Any) -> None:
         ConfigError: A field has the wrong type or is out of range. The message starts with the
             field's name, so that a caller who knows the path can put it in front.
     """
-    for name, annotation in field_types(type(part)).items():
+    for name, annotation in field_types(part.__class__).items():
         value = convert(name, getattr(part, name), annotation)
         object.__setattr__(part, name, value)
 

@@ -109,7 +109,7 @@ class RoundLoop:
             yield params, RoundReport(server_round=0, central=scores, seconds=seconds)
         for server_round in range(done + 1, self.last_round + 1):
             started = time.perf_counter()
-            params, train = self._train(server_round, params)
+            params, train = self.train(server_round, params)
             clients, central = AdmittedReplies.nothing(), {}
             if self.evaluation.due(server_round, self.last_round):
                 if self.evaluation.clients:
@@ -132,7 +132,8 @@ class RoundLoop:
                 ),
             )
 
-    def _train(self, server_round: int, params: Params) -> tuple[Params, AdmittedReplies]:
+    def train(self, server_round: int, params: Params) -> tuple[Params, AdmittedReplies]:
+        """Run one training exchange; return the next model and the replies it was made of."""
         arrays = self._record(params)
         with self._participants(server_round) as someone:
             if not someone and not isinstance(self.strategy, FedsimStrategy):

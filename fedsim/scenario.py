@@ -7,12 +7,13 @@ not extend `base` still means the same thing.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
-from fedsim.targets import plugin_prefixes
+from fedsim.targets import KeyedError, plugin_prefixes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -129,3 +130,15 @@ SECTIONS: dict[str, type[Part]] = {
     "output": Output,
 }
 """The keys of `Scenario` that are mappings, and their schema."""
+
+
+def plugins_of(tree: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Return the plugins of a tree that is not checked yet; other keys depend on them.
+
+    Raises:
+        KeyedError: They are not a list of package prefixes.
+    """
+    plugins = tree.get("plugins", [])
+    if not isinstance(plugins, list):
+        raise KeyedError("plugins", f"{plugins!r} is not allowed; expected a list such as [mylab.]")
+    return plugin_prefixes(plugins)

@@ -8,6 +8,7 @@ second, so that it extends `base` and uses our parts as well as its own.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,9 @@ def find(scenario: str, root: Path | None = None) -> Source:
             near = did_you_mean(scenario, names) or f"; there are: {', '.join(names) or 'none'}"
             raise ConfigError(f"no scenario {scenario!r}{near} (or give the path of a .yaml file)")
     content = _read(file)
+    defaults = content.get("defaults")
+    if isinstance(defaults, list) and "_self_" in defaults[:-1]:
+        raise ConfigError(f"{file}: '_self_' must be the last of the defaults, or they override it")
     return Source(file=file, folders=folders, keys=frozenset(map(str, content)))
 
 
@@ -115,11 +119,12 @@ def parse_yaml(text: str, label: str) -> dict[Any, Any]:
             message starts with `label`.
     """
     try:
-        nodes = _count(yaml.compose(text, yaml.SafeLoader), {})
-        if nodes > _MAX_NODES:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{label}: expected a mapping of keys to values")
+        if _count(node, {}) > _MAX_NODES:
             raise ConfigError(f"{label}: its aliases expand to more than {_MAX_NODES} values")
-        config = OmegaConf.create(text)
-        content = OmegaConf.to_container(config, resolve=False)
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except ConfigError:
         raise
     except yaml.MarkedYAMLError as error:
@@ -179,9 +184,9 @@ def load(source: Source, choices: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(tree, dict) or not isinstance(chosen, dict):
         raise ConfigError(f"{source.show(source.file)}: expected a mapping of keys to values")
     for group in catalog.GROUPS:
-        option = chosen.get(group)
-        if option is not None and not OPTION.fullmatch(str(option)):
-            raise ConfigError(f"{source.show(source.file)}: {group}: {option!r} is not a name")
+        name = chosen.get(group)
+        if name is not None and not OPTION.fullmatch(str(name)):
+            raise ConfigError(f"{source.show(source.file)}: {group}: {name!r} is not a name")
     tree.pop("hydra", None)
     return {str(key): value for key, value in tree.items()}
 
@@ -216,7 +221,7 @@ def _sets(file: Path, package: Sequence[str], keys: Sequence[str]) -> bool:
 
 
 def _overrides(source: Source, choices: Mapping[str, str]) -> list[str]:
-    # Always given, so that a search path in the scenario's file (which may import code) is not used.
+    # Always given, so that a search path in a file of the scenario, which may import, is not used.
     paths = [QuotedString(f"file://{f}", Quote.single).with_quotes() for f in source.folders[1:]]
     # Quoted, so that a part may be called `on` or `1e3`.
     chosen = [f"{group}='{option}'" for group, option in choices.items()]
@@ -229,8 +234,11 @@ def _hydra(folder: Path) -> Iterator[None]:
     state = GlobalHydra.instance()
     outer, state.hydra = state.hydra, None
     try:
-        with initialize_config_dir(config_dir=str(folder), version_base=None):
-            yield
+        with warnings.catch_warnings():
+            # Hydra warns of a missing `_self_`, and then puts it last, as we ask for.
+            warnings.simplefilter("ignore", UserWarning)
+            with initialize_config_dir(config_dir=str(folder), version_base=None):
+                yield
     finally:
         GlobalHydra.instance().hydra = outer
 

@@ -28,6 +28,7 @@ from fedsim.targets import (
     takes_any_key,
 )
 
+_TOP = "scenario"
 _SIMPLE = (bool, int, float, str, type(None))
 _INT_LIMIT = 2**63
 """Larger integers fit no array and no file format; refused before they reach one."""
@@ -72,9 +73,7 @@ def fill(given: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any
     return filled | {key: item for key, item in given.items() if key not in filled}
 
 
-def refuse_unknown(
-    given: Mapping[str, Any], known: Sequence[str], path: str, owner: str
-) -> None:
+def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], path: str, owner: str) -> None:
     """Raise `UnknownKeyError` for the first key that is not in `known`."""
     for key in given:
         if key not in known:
@@ -167,12 +166,21 @@ def check_fields(
             continue
         value = given[name]
         if everything or (_is_simple(field.annotation) and not is_spec(value)):
-            try:
-                value = plain(parts.convert(where, value, field.annotation))
-            except ConfigError as error:
-                raise KeyedError(where, str(error).removeprefix(f"{where}: ")) from None
+            value = _convert(where, value, field.annotation)
         checked[name] = value
     return checked
+
+
+def _convert(path: str, value: Any, annotation: Any) -> Any:
+    try:
+        return plain(parts.convert(path, value, annotation))
+    except ConfigError as error:
+        exact, _, reason = str(error).partition(": ")
+        if not exact.startswith(path):
+            raise KeyedError(path, str(error)) from None
+        if exact == path and "; expected " in reason:  # tell the range with the type
+            reason = f"{reason.rpartition('; expected ')[0]}; expected {parts.describe(annotation)}"
+        raise KeyedError(exact, reason) from None
 
 
 def check_plain(value: Any, path: str) -> None:
@@ -185,16 +193,16 @@ def check_plain(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, (str, int)) or isinstance(key, bool):
-                raise KeyedError(path, f"key {key!r} is not allowed; expected text")
-            check_plain(str(key) if isinstance(key, str) else key, path)
+                raise KeyedError(path or _TOP, f"key {key!r} is not allowed; expected text")
+            check_plain(key, path or _TOP)
             check_plain(item, f"{path}.{key}" if path else str(key))
         if len({type(key) for key in value}) > 1:
-            raise KeyedError(path, "keys must be all text or all integers")
+            raise KeyedError(path or _TOP, "keys must be all text or all integers")
     elif isinstance(value, list):
         for i, item in enumerate(value):
             check_plain(item, f"{path}[{i}]")
     elif isinstance(value, str):
-        if "\0" in value or not value.isascii() and _is_broken(value):
+        if "\0" in value or (not value.isascii() and _is_broken(value)):
             raise KeyedError(path, f"{value!r} is not valid text")
     elif isinstance(value, int) and not -_INT_LIMIT <= value < _INT_LIMIT:
         raise KeyedError(path, "the integer is too large; allowed: 64 bits")

@@ -40,11 +40,18 @@ _LIBRARIES = sys.stdlib_module_names | {
 
 
 class KeyedError(ConfigError):
-    """A `ConfigError` that knows which key it is about; `fedsim.config` adds where that was set."""
+    """A `ConfigError` that knows which key it is about; `fedsim.config` adds where that was set.
 
-    def __init__(self, path: str, reason: str) -> None:
+    Args:
+        path: The key, from the top of the scenario.
+        reason: What is wrong with it.
+        verb: What a file that holds the key did to it.
+    """
+
+    def __init__(self, path: str, reason: str, verb: str = "set") -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
+        self.verb = verb
 
 
 class UnknownKeyError(KeyedError):
@@ -178,9 +185,13 @@ def _is_a(found: type | FunctionType, base: type) -> bool:
     return isinstance(found, type) and issubclass(found, base)
 
 
-@cache
 def fields_of(target: Target) -> dict[str, Field]:
     """Return what a target takes by keyword, in its own order."""
+    return _fields_of(target)
+
+
+@cache
+def _fields_of(target: Target) -> dict[str, Field]:
     text = _descriptions(target)
     if isinstance(target, type) and dataclasses.is_dataclass(target):
         hints = _hints(target)
@@ -189,7 +200,8 @@ def fields_of(target: Target) -> dict[str, Field]:
             for f in dataclasses.fields(target)
             if f.init
         }
-    hints = _hints(target.__init__ if isinstance(target, type) else target)
+    init = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
+    hints = _hints(init)
     return {
         p.name: Field(
             annotation=hints.get(p.name, Any),

@@ -89,11 +89,17 @@ class FedAU(FedsimStrategy):
         self._mean_N = np.concatenate([self._mean_N, np.ones(more)])
 
     def state_dict(self) -> State:
-        return {"last": self._last_N, "closed": self._closed_N, "mean": self._mean_N}
+        return {
+            "last": self._last_N.copy(),  # the originals are written to in the next round
+            "closed": self._closed_N.copy(),
+            "mean": self._mean_N.copy(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         if set(state) != {"last", "closed", "mean"}:
-            raise ResumeError(f"FedAU's state is last, closed, mean; the checkpoint has {sorted(state)}")
+            raise ResumeError(
+                f"FedAU's state is last, closed, mean; the checkpoint has {sorted(state)}"
+            )
         self._last_N = np.array(state["last"], np.int64)
         self._closed_N = np.array(state["closed"], np.int64)
         self._mean_N = np.array(state["mean"], np.float64)

@@ -41,7 +41,9 @@ class KnownProbability(FedsimStrategy):
 
     def _rates(self, context: Round) -> np.ndarray:
         if self.rates is None and self.federation is None:
-            raise ConfigError("rates: null, and no participation model to take them from; list them")
+            raise ConfigError(
+                "rates: null, and no participation model to take them from; give one per client"
+            )
         if self.rates is None and self.federation is not None:
             return self.federation.schedule.rates()
         if len(self.rates or ()) != context.num_clients:

@@ -153,7 +153,7 @@ class RuleStep(CohortStep):
         return losses_A
 
     @torch.no_grad()
-    def _update(self, output_grads: list[Tensor], active: int) -> None:
+    def _update(self, output_grads: list[Tensor | None], active: int) -> None:
         work = self.runtime.work
         weights = {name: w[:active] for name, w in self.trained.items()}
         if self.corrects:

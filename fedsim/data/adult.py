@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedsim.data.columns import standardise, to_float32
-from fedsim.data.csv_columns import Columns, names, numbers, one_hot, read_named
+from fedsim.data.columns import one_hot, standardise, to_float32
+from fedsim.data.csv_columns import Columns, names, numbers, read_named
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.data.files import find
 from fedsim.errors import DataError
@@ -63,6 +63,7 @@ class Adult(DataPart):
     fnlwgt: bool = True
 
     def load(self) -> Dataset:
+        """Read both files and code them; see `DataPart.load`."""
         train, train_y = self._read("adult.data")
         test, test_y = self._read("adult.test")
         numeric = [name for name in _NUMERIC if name != "fnlwgt" or self.fnlwgt]

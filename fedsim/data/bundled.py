@@ -53,6 +53,7 @@ class Bundled(DataPart):
     labels: Literal["digit", "parity"] = "digit"
 
     def __post_init__(self) -> None:
+        """Check the fields; those of the digits must be at their defaults elsewhere."""
         super().__post_init__()
         if self.name != "digits" and (self.image or self.labels != "digit"):
             field = "image" if self.image else "labels"
@@ -62,6 +63,7 @@ class Bundled(DataPart):
             )
 
     def load(self) -> Dataset:
+        """Load from scikit-learn, split and scale; see `DataPart.load`."""
         from sklearn import datasets  # imported here: it takes a second
 
         bunch = getattr(datasets, f"load_{self.name}")()

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from fedsim.data.columns import standardise, to_float32
-from fedsim.data.csv_columns import column, names, numbers, one_hot, read_csv
+from fedsim.data.columns import one_hot, standardise, to_float32
+from fedsim.data.csv_columns import column, names, numbers, read_csv
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.data.files import find
 from fedsim.data.split import holdout
@@ -73,9 +73,11 @@ class CaliforniaHousing(DataPart):
     split_seed: Annotated[int, Range(ge=0, lt=2**32)] = 0
 
     def load(self) -> Dataset:
+        """Read the file, split, fill and scale; see `DataPart.load`."""
         path = find(self.root, "california_housing", ["housing.csv"], _PUBLISHED)
         columns = read_csv(path)
-        raw = {name: numbers(columns, name, path, blank=np.nan) for name in _NUMERIC}
+        blanks = {"total_bedrooms": np.nan}
+        raw = {name: numbers(columns, name, path, blank=blanks.get(name)) for name in _NUMERIC}
         value_N = numbers(columns, _TARGET, path)
         ocean_N = names(columns, "ocean_proximity", path)
         train, test = holdout(len(value_N), self.test_fraction, self.split_seed)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from fedsim.errors import DataError
+
+MAX_NAME = 256
+"""Longest category or user name, in characters: a NumPy text column is as wide as its longest."""
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -46,7 +50,7 @@ def to_float32(values: np.ndarray, what: str) -> np.ndarray:
         first = np.unravel_index(int(np.argmax(bad)), bad.shape)
         raise DataError(
             f"data: {what} has {int(bad.sum())} values that are NaN, infinite or too large "
-            f"(first: {values[first]!r} in sample {first[0]}); fill or remove them"
+            f"(first: {values[first].item()} in sample {first[0]}); fill or remove them"
         )
     return result
 
@@ -68,3 +72,29 @@ def class_index(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         values = np.array([int(v) for v in values.tolist()], np.int64)
     names, index_N = np.unique(values, return_inverse=True)
     return index_N.reshape(-1).astype(np.int64), tuple(str(name) for name in names.tolist())
+
+
+def text_column(values: Sequence[str], what: str) -> np.ndarray:
+    """Return categories, users or labels as one text array `[N]`.
+
+    Args:
+        values: At least one.
+        what: Names them in the message.
+
+    Raises:
+        DataError: A value is longer than `MAX_NAME`.
+    """
+    longest = max(values, key=len)
+    if len(longest) > MAX_NAME:
+        raise DataError(
+            f"data: {what} has a name of {len(longest)} characters, '{longest[:40]}...'; a "
+            f"category, user or label may have {MAX_NAME}"
+        )
+    # NumPy drops trailing NULs, and two names must not become one.
+    return np.array([value.replace("\0", "?") for value in values], np.str_)
+
+
+def one_hot(values_N: np.ndarray, categories_C: np.ndarray) -> np.ndarray:
+    """Return 0/1 codes float64 `[N, C]`; a value that is no category gets all zeros."""
+    codes: np.ndarray = values_N[:, None] == categories_C[None, :]
+    return codes.astype(np.float64)

@@ -1,4 +1,4 @@
-"""CSV files as columns of text, and text columns as numbers or one-hot codes."""
+"""CSV files as columns of text, and those as numbers or names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.data.columns import text_column
 from fedsim.data.files import read_text
 from fedsim.errors import DataError, did_you_mean
-
-MAX_NAME = 256
-"""Longest category or user name, in characters: a NumPy text column is as wide as its longest."""
 
 Columns = dict[str, list[str]]
 
@@ -62,15 +60,13 @@ def read_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     try:
         for row in reader:
             fields = [field.strip() for field in row]
-            if any(fields):
+            if len(fields) > 1 or any(fields):
                 yield reader.line_num, fields
     except csv.Error as error:
         raise DataError(f"data: '{path}', line {reader.line_num}: {error}") from error
 
 
-def _transpose(
-    path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]
-) -> Columns:
+def _transpose(path: Path, header: Sequence[str], rows: Iterator[tuple[int, list[str]]]) -> Columns:
     table = []
     for line, row in rows:
         if len(row) != len(header):
@@ -81,7 +77,7 @@ def _transpose(
         table.append(row)
     if not table:
         raise DataError(f"data: '{path}' holds no rows below its header")
-    return {name: list(column) for name, column in zip(header, zip(*table, strict=True), strict=True)}
+    return dict(zip(header, map(list, zip(*table, strict=True)), strict=True))
 
 
 def column(columns: Columns, name: str, path: Path) -> list[str]:
@@ -127,22 +123,9 @@ def names(columns: Columns, name: str, path: Path) -> np.ndarray:
     """Return one column as text `[N]`, for categories and users.
 
     Raises:
-        DataError: A field is longer than `MAX_NAME`.
+        DataError: There is no such column, or a field is too long for a name.
     """
-    values = column(columns, name, path)
-    longest = max(values, key=len)
-    if len(longest) > MAX_NAME:
-        raise DataError(
-            f"data: column '{name}' of '{path}' has a field of {len(longest)} characters, "
-            f"{_shorten(longest)}; a category or user may have {MAX_NAME}"
-        )
-    # NumPy drops trailing NULs; no name has any, and two names must not become one.
-    return np.array([value.replace("\0", "?") for value in values], np.str_)
-
-
-def one_hot(values_N: np.ndarray, categories_C: np.ndarray) -> np.ndarray:
-    """Return 0/1 codes float64 `[N, C]`; a value that is no category gets all zeros."""
-    return (values_N[:, None] == categories_C[None, :]).astype(np.float64)
+    return text_column(column(columns, name, path), f"column '{name}' of '{path}'")
 
 
 def _shorten(value: object) -> str:

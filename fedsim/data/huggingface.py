@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.columns import standardise, to_float32
+from fedsim.data.columns import standardise, text_column, to_float32
 from fedsim.data.dataset import DataPart, Dataset, Task
 from fedsim.data.images import image_tensors
 from fedsim.data.split import holdout
@@ -27,16 +27,21 @@ class Split(Protocol):
     """What is used of a `datasets.Dataset`."""
 
     @property
-    def column_names(self) -> list[str]: ...
+    def column_names(self) -> list[str]:
+        """Names of the columns."""
 
     @property
-    def features(self) -> Mapping[str, Any]: ...
+    def features(self) -> Mapping[str, Any]:
+        """Types of the columns; that of a label has the class names as `names`."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of samples."""
 
-    def __getitem__(self, column: str, /) -> Iterable[Any]: ...
+    def __getitem__(self, column: str, /) -> Iterable[Any]:
+        """Return one column."""
 
-    def select(self, indices: range, /) -> Split: ...
+    def select(self, indices: range, /) -> Split:
+        """Return the samples of these indices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +49,9 @@ class HuggingFace(DataPart):
     """Columns of a Hugging Face data set as inputs and targets.
 
     Inputs by what the column holds: images become float `[C, H, W]` in [0, 1] (all of one size;
-    greyscale stays one channel); numbers, lists and arrays of numbers become floats `[...]`, several
-    columns of numbers side by side; text becomes int64 `[length]`, its UTF-8 bytes counted from 1,
-    cut or filled up with 0 (257 symbols).
+    greyscale stays one channel); numbers, lists and arrays of numbers become floats `[...]`,
+    several columns of numbers side by side; text becomes int64 `[length]`, its UTF-8 bytes counted
+    from 1, cut or filled up with 0 (257 symbols).
 
     Attributes:
         dataset: Name on the hub, e.g. `ylecun/mnist`; or a format (`csv`, `parquet`,
@@ -58,7 +63,8 @@ class HuggingFace(DataPart):
             the train split instead.
         test_fraction: Share for testing, rounded up, stratified by class.
         split_seed: Seed of that split; it belongs to the data and not to the scenario's seed.
-        train_limit, test_limit: Keep the first so many samples of a split; null keeps all.
+        train_limit, test_limit: Keep the first so many samples of a split; null keeps all. The
+            first samples of a split that is sorted by class are of one class.
         task: `classification` or `regression`; the latter's target is standardised, and its train
             values are kept in `Dataset.columns["target"]` in their own unit.
         x: Input columns.
@@ -87,6 +93,7 @@ class HuggingFace(DataPart):
     length: Annotated[int, Range(ge=1, le=65536)] = 128
 
     def load(self) -> Dataset:
+        """Load the splits through flwr-datasets and convert them; see `DataPart.load`."""
         try:
             from flwr_datasets import FederatedDataset
         except ImportError as error:
@@ -100,8 +107,8 @@ class HuggingFace(DataPart):
             source = FederatedDataset(
                 dataset=self.dataset, subset=self.subset, partitioners={}, shuffle=False, **options
             )
-            train = cast(Split, source.load_split(self.train_split))
-            test = None if self.test_split is None else cast(Split, source.load_split(self.test_split))
+            names = (self.train_split, self.test_split)
+            train, test = (None if name is None else source.load_split(name) for name in names)
         except Exception as error:  # a hub can fail in any way: network, access, names, disk
             raise DataError(
                 f"data: Hugging Face data set '{self.dataset}' cannot be loaded "
@@ -109,7 +116,7 @@ class HuggingFace(DataPart):
                 f"https://huggingface.co/datasets/{self.dataset}; check data.dataset, data.subset, "
                 "the split names, and the network"
             ) from error
-        return self.convert(train, test)
+        return self.convert(cast(Split, train), cast("Split | None", test))
 
     def convert(self, train: Split, test: Split | None) -> Dataset:
         """Make the data set from splits that are in memory already.
@@ -133,13 +140,14 @@ class HuggingFace(DataPart):
                 {name: values[index] for name, values in train_columns.items()} for index in parts
             )
         train_x, test_x = self._inputs(train_columns, test_columns)
-        kept = {name: train_columns[name] for name in self.columns}
-        train_y, test_y = train_columns[self.y], test_columns[self.y]
+        kept = {name: self._short(name, train_columns) for name in self.columns}
+        train_y, test_y = (self._short(self.y, part) for part in (train_columns, test_columns))
         what = f"column '{self.y}' of '{self.dataset}'"
         if self.task == "regression":
-            if train_y.size == len(train_y):
-                kept["target"] = train_y.reshape(-1)
+            raw = train_y
             train_y, test_y = value_targets(train_y, test_y, "standard", what)
+            if train_y.shape[1] == 1:
+                kept["target"] = raw.reshape(-1).astype(np.float64)
             outputs = train_y.shape[1]
         elif names and all(_are_classes(part, len(names)) for part in (train_y, test_y)):
             train_y, test_y = train_y.astype(np.int64), test_y.astype(np.int64)
@@ -180,19 +188,21 @@ class HuggingFace(DataPart):
     ) -> tuple[Tensor, Tensor]:
         what = f"inputs {list(self.x)} of '{self.dataset}'"
         parts = [[columns[name] for name in self.x] for columns in (train, test)]
-        first = parts[0][0]
         shapes = [[array.shape[1:] for array in arrays] for arrays in parts]
         if shapes[0] != shapes[1] or (len(self.x) > 1 and any(shapes[0])):
             raise DataError(
-                f"data: {what} have the shapes {shapes[0]} (train) and {shapes[1]} (test); expected "
-                "the same in both, and single numbers where there are several columns"
+                f"data: {what} have the shapes {shapes[0]} (train) and {shapes[1]} (test); "
+                "expected the same in both, and single numbers where there are several columns"
             )
-        if len(self.x) == 1 and first.dtype == np.uint8 and first.ndim in (3, 4):
-            return image_tensors(first, parts[1][0], normalise=self.normalise, flat=False)
-        if len(self.x) == 1 and first.dtype.kind == "O":
-            return self._tokens(first), self._tokens(parts[1][0])
-        if any(array.dtype.kind not in "biuf" for arrays in parts for array in arrays):
-            raise DataError(f"data: {what} mix text or images with numbers; name one of the kinds")
+        arrays_flat = [array for arrays in parts for array in arrays]
+        if len(self.x) == 1:
+            first, other = arrays_flat
+            if first.dtype == other.dtype == np.uint8 and first.ndim in (3, 4):
+                return image_tensors(first, other, normalise=self.normalise, flat=False)
+            if first.dtype.kind == other.dtype.kind == "O":
+                return self._tokens(first), self._tokens(other)
+        if any(array.dtype.kind == "O" for array in arrays_flat):
+            raise DataError(f"data: {what} mix text with numbers, or are several texts; name one")
         values = [
             (arrays[0] if len(arrays) == 1 and arrays[0].ndim > 1 else np.stack(arrays, axis=1))
             for arrays in parts
@@ -203,6 +213,13 @@ class HuggingFace(DataPart):
             values = list(standardise(*values))
         train_x, test_x = (torch.from_numpy(to_float32(value, what)) for value in values)
         return train_x, test_x
+
+    def _short(self, name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return a column of labels or users; texts become a text array."""
+        values = columns[name]
+        if values.dtype.kind != "O":
+            return values
+        return text_column(values.tolist(), f"column '{name}' of '{self.dataset}'")
 
     def _tokens(self, texts_N: np.ndarray) -> Tensor:
         codes_NT = np.zeros((len(texts_N), self.length), np.int64)

@@ -1,8 +1,8 @@
 """IDX files, the format of MNIST and of the sets that copied its layout, gzip or plain.
 
-An IDX file is: two zero bytes; one byte for the element type; one byte for the number of dimensions
-d; d sizes, each a big-endian 32-bit unsigned integer; then the elements, big-endian, row by row. Source:
-LeCun, Cortes & Burges, "The MNIST database of handwritten digits", section "File formats".
+An IDX file is: two zero bytes; one byte for the element type; one byte for the number d of
+dimensions; d sizes, each a big-endian 32-bit unsigned integer; then the elements, big-endian, row
+by row. Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits", "File formats".
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Idx(DataPart):
     test_limit: Annotated[int, Range(ge=1)] | None = None
 
     def load(self) -> Dataset:
+        """Read the four files; see `DataPart.load`."""
         train_images, train_y = self._read(self.train, self.train_limit)
         test_images, test_y = self._read(self.test, self.test_limit)
         if train_images.shape[1:] != test_images.shape[1:]:
@@ -110,8 +111,11 @@ class Idx(DataPart):
         """Return images uint8 `[N, H, W]` and labels int64 `[N]` of one part."""
         published = _PUBLISHED.get(self.name, f"'{self.name}' is your own data set (data.name)")
         images_path, labels_path = (
-            find(self.root, self.name, [f"{part}-{kind}-ubyte", f"{part}-{dotted}-ubyte"], published)
-            for kind, dotted in (("images-idx3", "images.idx3"), ("labels-idx1", "labels.idx1"))
+            # Some programs put a dot before "idx" when they unpack.
+            find(
+                self.root, self.name, [f"{part}-{a}-{b}-ubyte", f"{part}-{a}.{b}-ubyte"], published
+            )
+            for a, b in (("images", "idx3"), ("labels", "idx1"))
         )
         labels = _bytes_only(read_idx(labels_path, 1), labels_path)
         images = _bytes_only(read_idx(images_path, 3), images_path)
@@ -180,5 +184,5 @@ def read_idx(path: Path, num_dims: int) -> np.ndarray:
 
 def _bytes_only(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype != np.uint8:
-        raise DataError(f"data: '{path}' holds {array.dtype}; expected unsigned bytes (IDX type 08)")
+        raise DataError(f"data: '{path}' holds {array.dtype}; expected unsigned bytes (type 08)")
     return array

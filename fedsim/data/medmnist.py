@@ -14,9 +14,10 @@ from fedsim.data.npz import read_npz
 from fedsim.errors import DataError
 
 _PUBLISHED = (
-    "MedMNIST is published at https://medmnist.com "
-    "(files: https://zenodo.org/records/10519652)"
+    "MedMNIST is published at https://medmnist.com (files: https://zenodo.org/records/10519652)"
 )
+
+_KINDS = ("images", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +46,10 @@ class MedMnist(DataPart):
     normalise: bool = False
 
     def load(self) -> Dataset:
+        """Read the npz file; see `DataPart.load`."""
         path = find(self.root, self.name, [f"{self.name}.npz"], _PUBLISHED)
         parts = ["train", "val", "test"] if self.with_val else ["train", "test"]
-        arrays = read_npz(path, [f"{part}_{kind}" for part in parts for kind in ("images", "labels")])
+        arrays = read_npz(path, [f"{part}_{kind}" for part in parts for kind in _KINDS])
         images, labels = {}, {}
         for part in parts:
             images[part] = _check_images(arrays[f"{part}_images"], f"{part}_images of '{path}'")

@@ -75,15 +75,15 @@ def _read_array(stream: BinaryIO, what: str) -> np.ndarray:
             f"data: {what} holds elements of type {dtype}; expected numbers or text "
             "(objects are never loaded: they could run code)"
         )
-    if any(not 0 <= size < 2**62 for size in shape) or math.prod(shape) * dtype.itemsize > MAX_BYTES:
-        raise DataError(f"data: {what} claims shape {shape}, more than {MAX_BYTES >> 30} GiB")
     expected = math.prod(shape) * dtype.itemsize
+    if any(not 0 <= size < 2**62 for size in shape) or expected > MAX_BYTES:
+        raise DataError(f"data: {what} claims shape {shape}, more than {MAX_BYTES >> 30} GiB")
     data = read_at_most(stream, expected + 1)
     if len(data) != expected:
         found = f"only {len(data)}" if len(data) < expected else "more"
         raise DataError(
-            f"data: {what} claims shape {shape} of {dtype}, {expected} bytes, and there are {found}; "
-            "the file is damaged, save or fetch it again"
+            f"data: {what} claims shape {shape} of {dtype}, {expected} bytes, and there are "
+            f"{found}; the file is damaged, save or fetch it again"
         )
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
     array = array.astype(dtype.newbyteorder("="), copy=False)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.columns import standardise, to_float32
-from fedsim.data.csv_columns import one_hot
+from fedsim.data.columns import one_hot, standardise, to_float32
 from fedsim.data.dataset import DataPart, Dataset, Task
 from fedsim.data.files import find
 from fedsim.data.split import holdout
@@ -25,7 +24,7 @@ _MAX_CATEGORIES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """One part, before scaling: numbers `[N, ...]`, categories each `[N]`, targets, other columns."""
+    """One part before scaling: numbers `[N, ...]`; categories, targets and other columns `[N]`."""
 
     inputs: tuple[str, ...]
     numbers: np.ndarray
@@ -47,8 +46,8 @@ class _Samples:
 class Table(DataPart):
     """Samples from a CSV file with a header line, an npy table, or the arrays of an npz file.
 
-    The columns of an npy table are named `0`, `1`, ...; those of an npz file are its arrays. CSV and
-    npy files may be gzip. A CSV field that is empty or not a number is refused, not filled in.
+    The columns of an npy table are named `0`, `1`, ...; those of an npz file are its arrays. CSV
+    and npy files may be gzip. A CSV field that is empty or not a number is refused, not filled in.
 
     Attributes:
         name: For messages and reports, and the folder below `root`.
@@ -94,6 +93,7 @@ class Table(DataPart):
     delimiter: str = ","
 
     def __post_init__(self) -> None:
+        """Check the fields, also against each other."""
         super().__post_init__()
         if bool(self.test_x) != (self.test_y is not None) or (self.test_x and self.test_file):
             raise ConfigError(
@@ -110,6 +110,7 @@ class Table(DataPart):
             )
 
     def load(self) -> Dataset:
+        """Read the file or files, split and scale; see `DataPart.load`."""
         if self.file is None:
             raise ConfigError("data.file: null; give the file to read, data.file=PATH")
         kept = {name: name for name in self.columns}
@@ -170,8 +171,10 @@ class Table(DataPart):
         if not x and not self.categorical:
             raise ConfigError(f"data.x: empty; name the input columns of '{path}', data.x=[NAME]")
         arrays = [table.numbers(name) for name in x]
+        for name, values in zip(x, arrays, strict=True):
+            to_float32(values, f"column '{name}' of '{path}'")
         if len(arrays) != 1 and any(array.ndim != 1 for array in arrays):
-            raise DataError(f"data: {list(x)} of '{path}': only columns [N] can be put side by side")
+            raise DataError(f"data: {list(x)} of '{path}' are not all [N]; name one array only")
         if len(arrays) == 1 and arrays[0].ndim > 1:
             numbers = arrays[0]
         else:
@@ -184,9 +187,7 @@ class Table(DataPart):
         for name, values in (columns | categories).items():
             if values.ndim != 1:
                 raise DataError(f"data: column '{name}' of '{path}' is not one value per sample")
-        return _Samples(
-            inputs=x, numbers=numbers, categories=categories, y=target, columns=columns
-        )
+        return _Samples(inputs=x, numbers=numbers, categories=categories, y=target, columns=columns)
 
     def _inputs(self, train: _Samples, test: _Samples) -> tuple[Tensor, Tensor]:
         what = f"inputs of '{self.file}'"
@@ -194,8 +195,6 @@ class Table(DataPart):
         if self.scale == "tokens":
             return _pair([_tokens(part, what) for part in parts])
         parts = [part.astype(np.float64) for part in parts]
-        for part in parts:
-            to_float32(part, what)
         if self.scale == "bytes":
             if any(part.min() < 0 or part.max() > 255 for part in parts):
                 raise DataError(f"data: {what} are not all in 0..255, as data.scale=bytes asks for")

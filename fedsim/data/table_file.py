@@ -29,6 +29,7 @@ class TableFile:
     """
 
     def __init__(self, path: Path, wanted: Iterable[str], delimiter: str) -> None:
+        """Read the file."""
         self.path = path
         kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         self._text: csv_columns.Columns = {}

@@ -34,9 +34,10 @@ def class_targets(
             )
         labels = labels.reshape(-1)
         if labels.dtype.kind == "f":
-            if not (np.isfinite(labels) & (np.floor(labels) == labels)).all() or (
-                np.abs(labels) > 2**53
-            ).any():
+            if (
+                not (np.isfinite(labels) & (np.floor(labels) == labels)).all()
+                or (np.abs(labels) > 2**53).any()
+            ):
                 raise DataError(
                     f"data: {what} holds fractions, and data.task is classification; "
                     "give whole numbers or text, or set data.task=regression"

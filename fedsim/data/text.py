@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 
-from fedsim.data.csv_columns import MAX_NAME
+from fedsim.data.columns import text_column
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.data.files import find, read_text
 from fedsim.errors import DataError
@@ -59,6 +58,7 @@ class Text(DataPart):
     test_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.2
 
     def load(self) -> Dataset:
+        """Read the text and cut it into windows; see `DataPart.load`."""
         published = _PUBLISHED.get(self.name, f"'{self.file}' is your own file (data.file)")
         path = find(self.root, self.name, [self.file], published)
         text = read_text(path).replace("\r\n", "\n")
@@ -86,7 +86,6 @@ class Text(DataPart):
                 f"data: '{path}' is too short for windows of {self.length} characters and a test "
                 f"part of {self.test_fraction}; lower data.length or raise data.test_fraction"
             )
-        _check_names(speaker, path)
         train_x, train_y, test_x, test_y = (
             torch.from_numpy(np.concatenate([pair[i] for pair in part]))
             for part in (train, test)
@@ -100,20 +99,20 @@ class Text(DataPart):
             test_x=test_x,
             test_y=test_y,
             num_outputs=len(alphabet),
-            columns={"speaker": np.array(speaker, np.str_)} if self.speakers else {},
+            columns={"speaker": text_column(speaker, f"'{path}'")} if self.speakers else {},
             class_names=alphabet,
         )
 
 
 def by_speaker(text: str) -> dict[str, str]:
-    """Return what each speaker says, speeches joined by line ends, in the order of appearance.
+    r"""Return what each speaker says, speeches joined by line ends, in the order of appearance.
 
     A heading is a line `NAME:`, its first letter a capital, at the start of the text or after an
     empty line; the speech lasts until the next heading. Text before the first one is left out.
 
     Example:
-        >>> by_speaker("Ann:\\nYes.\\n\\nBob:\\nNo.\\n\\nAnn:\\nWell.\\n")
-        {'Ann': 'Yes.\\nWell.', 'Bob': 'No.'}
+        >>> by_speaker("Ann:\nYes.\n\nBob:\nNo.\n\nAnn:\nWell.\n")
+        {'Ann': 'Yes.\nWell.', 'Bob': 'No.'}
     """
     speeches: dict[str, list[str]] = {}
     speaker = None
@@ -134,12 +133,3 @@ def _encode(texts: dict[str, str]) -> tuple[dict[str, np.ndarray], tuple[str, ..
     alphabet = np.unique(np.concatenate(list(points.values())))
     codes = {k: np.searchsorted(alphabet, v).astype(np.int64) for k, v in points.items()}
     return codes, tuple(chr(point) for point in alphabet.tolist())
-
-
-def _check_names(speakers: list[str], path: Path) -> None:
-    longest = max(speakers, key=len)
-    if len(longest) > MAX_NAME:
-        raise DataError(
-            f"data: '{path}' has a heading of {len(longest)} characters, '{longest[:40]}...'; a "
-            f"speaker's name may have {MAX_NAME}. For a text without speakers set data.speakers=false"
-        )

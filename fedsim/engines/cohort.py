@@ -18,7 +18,8 @@ from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import RuleStep, VmapStep
 from fedsim.engines.base import EnginePart
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
-from fedsim.layers.model import NoRuleError, StackedModel, probe_independence
+from fedsim.layers.model import NoRuleError, StackedModel
+from fedsim.layers.probe import probe_independence
 from fedsim.parts import Range
 from fedsim.records import (
     ARRAYS,

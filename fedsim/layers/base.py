@@ -8,24 +8,28 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedsim.records import Params
 
 
 @dataclass
 class Tape:
-    """The stacked weights of the cohort, and the (layer, input, output) triples of one forward.
+    """The stacked weights of the cohort, and the (layer, input, output edge) of one forward.
 
     Attributes:
         weights: name -> `[K, ...]`, updated in place by the engine.
         active: How many clients (the first rows) the current forward runs.
-        records: What the last forward recorded, in order of execution.
+        records: What the last forward recorded, in order of execution. An output is kept as its
+            place in the graph, not as a tensor: user code may write into the tensor afterwards
+            (`nn.ReLU(inplace=True)`, `y += x`), which would make it another quantity.
     """
 
     weights: Params = field(default_factory=dict)
     active: int = 0
-    records: list[tuple[StackedLayer, Tensor, Tensor]] = field(default_factory=list)
+    records: list[tuple[StackedLayer, Tensor, GradientEdge]] = field(default_factory=list)
 
 
 class StackedLayer(nn.Module, abc.ABC):
@@ -69,9 +73,11 @@ class StackedLayer(nn.Module, abc.ABC):
 
     def forward(self, a: Tensor) -> Tensor:
         y = self.run(a)
+        if not torch.is_grad_enabled():
+            return y
         if not y.requires_grad:  # the first layer: autograd starts here, not at the weights
-            y.requires_grad_()
-        self.tape.records.append((self, a.detach(), y))
+            y = y.requires_grad_().clone()  # a leaf could not be written into
+        self.tape.records.append((self, a.detach(), get_gradient_edge(y)))
         return y
 
     def weight(self, parameter: str) -> Tensor | None:

@@ -19,9 +19,17 @@ class StackedEmbedding(StackedLayer):
         embedding = cast(nn.Embedding, layer)
         if embedding.padding_idx is not None or embedding.max_norm is not None:
             raise NotImplementedError("embedding with padding_idx or max_norm")
+        if embedding.scale_grad_by_freq:
+            raise NotImplementedError("embedding with scale_grad_by_freq")
 
     def run(self, a: Tensor) -> Tensor:
         weight_KVD = cast(Tensor, self.weight("weight"))
+        if not a.is_cuda:  # there it would wait for the device in every step
+            low, high = a.aminmax()
+            if low < 0 or high >= weight_KVD.shape[1]:  # would read another client's table
+                raise IndexError(
+                    f"token {int(low if low < 0 else high)} is outside [0, {weight_KVD.shape[1]})"
+                )
         y = F.embedding(self._index(a, weight_KVD.shape[1]), weight_KVD.flatten(0, 1))
         return y.view(*a.shape, weight_KVD.shape[2])
 

@@ -27,11 +27,13 @@ class StackedModel:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.tape = Tape()
         first_name = {id(p): name for name, p in model.named_parameters()}
         self.trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
-        if buffers := [name for name, _ in model.named_buffers()]:
-            raise NoRuleError(f"buffer '{buffers[0]}' has no layer rule")
+        for path, layer in model.named_modules():
+            for name, _ in layer.named_buffers(path, recurse=False):
+                raise NoRuleError(f"buffer '{name}' of {type(layer).__name__} has no layer rule")
         covered: set[int] = set()
         swapped: dict[str, StackedLayer] = {}
         for path, layer in model.named_modules(remove_duplicate=False):
@@ -58,19 +60,21 @@ class StackedModel:
         outputs: Tensor = self.module(x)
         return outputs
 
-    def backward(self, loss: Tensor) -> list[Tensor]:
+    def backward(self, loss: Tensor) -> list[Tensor | None]:
         """Return the gradient of a scalar with respect to each recorded layer output.
 
-        No weight gradient is computed, nor that of the first layer's input.
+        No weight gradient is computed, nor that of the first layer's input. None where the loss
+        does not depend on an output.
         """
-        outputs = [y for _, _, y in self.tape.records]
-        return list(torch.autograd.grad(loss, outputs, materialize_grads=True))
+        outputs = [edge for _, _, edge in self.tape.records]
+        return list(torch.autograd.grad(loss, outputs, allow_unused=True))
 
     @torch.no_grad()
-    def contract_(self, into: Params, grads: list[Tensor], alpha: float) -> None:
+    def contract_(self, into: Params, grads: list[Tensor | None], alpha: float) -> None:
         """Add `alpha` × the weight gradients into the first `active` rows of `into`, in place."""
         for (layer, a, _), g in zip(self.tape.records, grads, strict=True):
-            layer.contract_(into, a, g, alpha)
+            if g is not None:
+                layer.contract_(into, a, g, alpha)
         self.tape.records.clear()
 
 
@@ -82,26 +86,3 @@ def _swap(model: nn.Module, layers: dict[str, StackedLayer]) -> nn.Module:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, layer)
     return model
-
-
-@torch.no_grad()
-def probe_independence(stacked: StackedModel, params: Params, x: Tensor) -> None:
-    """Check that stacked clients cannot see each other: change one, the other stays bit-equal.
-
-    Args:
-        stacked: The model to check.
-        params: One client's weights.
-        x: At least two inputs, `[B, ...]`.
-
-    Raises:
-        NoRuleError: An operation mixes samples (a batch normalisation without parameters, say).
-    """
-    stacked.tape.weights = {name: torch.stack([t, t]) for name, t in params.items()}
-    stacked.module.eval()
-    changed = 1 - 2 * x if x.is_floating_point() else torch.zeros_like(x)
-    before = stacked.forward(torch.cat([x, x]), 2)[len(x) :]
-    after = stacked.forward(torch.cat([changed, x]), 2)[len(x) :]
-    stacked.tape.records.clear()
-    stacked.tape.weights = {}
-    if not torch.equal(before, after):
-        raise NoRuleError("the model mixes samples of a batch, so clients cannot be stacked")

@@ -96,8 +96,8 @@ class TraceSchedule(Schedule):
         length = len(self.cohorts)
         if server_round > length and self.at_end == "error":
             raise ConfigError(
-                f"rounds: the trace ends with round {length}, and round {server_round} was asked"
-                f" for; use rounds={length}, participation.at_end=repeat or"
+                f"at_end: 'error', and the trace ends with round {length} while the run goes on to"
+                f" round {server_round}; use rounds={length}, participation.at_end=repeat or"
                 " participation.at_end=empty"
             )
         if server_round > length and self.at_end == "empty":

@@ -67,19 +67,20 @@ def equal_sizes(num_samples: int, num_parts: int) -> np.ndarray:
     return np.where(np.arange(num_parts) < left, each + 1, each).astype(np.int64)
 
 
-def cut(share_NC: np.ndarray, size_C: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+def cut(share_NC: np.ndarray, size_C: np.ndarray) -> np.ndarray:
     """Cut `size_C[c]` samples of each class at the cumulative shares of the clients.
+
+    Cut points are rounded to the nearest sample. Rounded down, as in much published code, they
+    favour the last client: with many clients it alone would hold a sample of nearly every class.
 
     Args:
         share_NC: Not negative; each column sums to 1 up to rounding.
         size_C: Samples per class.
-        nearest: Round the cut points to the nearest sample instead of down.
 
     Returns:
         `count_NC`, int64, with column sums exactly `size_C`.
     """
-    edge_NC = np.cumsum(share_NC, axis=0) * size_C
-    edge_NC = (np.rint(edge_NC) if nearest else np.floor(edge_NC)).astype(np.int64)
+    edge_NC = np.rint(np.cumsum(share_NC, axis=0) * size_C).astype(np.int64)
     edge_NC[-1] = size_C
     # Rounding of the cumulative sum may step past the end by one unit in the last place.
     return np.diff(np.minimum(edge_NC, size_C), axis=0, prepend=0)

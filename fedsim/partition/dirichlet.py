@@ -9,8 +9,9 @@ Sizes vary as much as labels do: 250 clients, alpha = 0.1 and 50,000 balanced sa
 
 Shape suffixes: N clients, C classes.
 
-Differs from the paper: the published code always balances; here `self_balancing` is a choice. A
-smallest size that cannot be met is an error after a bounded number of draws, not an endless loop.
+Differs from the paper: the published code always balances; here `self_balancing` is a choice. Cut
+points are rounded to the nearest sample, not down. A smallest size that cannot be met is an error
+after a bounded number of draws, not an endless loop.
 """
 
 from __future__ import annotations

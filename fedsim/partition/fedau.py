@@ -49,4 +49,4 @@ class FedAUPartition(PartitionPart):
 
     def _draw(self, size_C: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         mix_NC = rng.dirichlet(np.full(len(size_C), self.alpha), self.num_clients)
-        return assign.cut(assign.normalise(mix_NC), size_C, nearest=True)
+        return assign.cut(assign.normalise(mix_NC), size_C)

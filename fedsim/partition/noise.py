@@ -40,7 +40,7 @@ class Noise(PartitionPart):
         """See `PartitionPart.split`. Fails where inputs are integers, e.g. tokens."""
         if not dataset.train_x.is_floating_point():
             raise ConfigError(
-                f"partition: noise needs real-valued inputs; data set '{dataset.name}' has"
+                f"sigma: noise needs real-valued inputs; data set '{dataset.name}' has"
                 f" {dataset.train_x.dtype}; use partition=iid"
             )
         order, offsets = equal_shares(len(dataset.train_y), self.num_clients, rng)

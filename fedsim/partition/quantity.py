@@ -35,7 +35,7 @@ class Quantity(PartitionPart):
         min_size: Samples that every client has at least. 0 allows empty clients.
     """
 
-    law: Literal["dirichlet", "lognormal"] = "dirichlet"
+    law: Literal["lognormal", "dirichlet"] = "lognormal"
     alpha: Annotated[float, Range(ge=1e-6, le=1e6)] = 0.5
     spread: Annotated[float, Range(ge=0, le=10)] = 1.0
     min_size: Annotated[int, Range(ge=0)] = 1

@@ -44,8 +44,8 @@ class Rotation(PartitionPart):
         shape = dataset.input_shape
         if len(shape) < 2:
             raise ConfigError(
-                f"partition: rotation needs images [..., height, width]; data set '{dataset.name}'"
-                f" has inputs of shape {shape}; partition=noise takes any shape"
+                f"quarter_turns: {list(self.quarter_turns)} turn images [..., height, width]; data"
+                f" set '{dataset.name}' has inputs of shape {shape}; partition=noise takes any"
             )
         if shape[-1] != shape[-2] and any(turns % 2 for turns in self.quarter_turns):
             raise ConfigError(

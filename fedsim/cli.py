@@ -1,0 +1,309 @@
+"""The commands. Heavy imports live inside them, so that `--help` and `list` stay under a second.
+
+Exit codes: 0 done, 2 configuration error, 3 budget reached, 4 too few clients, 5 resume mismatch,
+130 interrupted (checkpoint kept), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from fedsim.errors import ConfigError, FedsimError
+
+if TYPE_CHECKING:
+    from fedsim.simulation import Run
+
+app = typer.Typer(
+    help="Federated and privacy-preserving learning: simulate, plan, report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="scenario=<name or path>, then key=value overrides in Hydra's grammar, "
+        "e.g. strategy=fedau client.lr=0.05",
+        metavar="scenario=NAME [KEY=VALUE]...",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="One round, two clients, one batch: does it run?")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a scenario: thousands of virtual clients in this process."""
+    with _errors(debug):
+        from fedsim.config import compose
+        from fedsim.results import RunFolder
+        from fedsim.simulation import Run, Simulation, Smoke
+
+        scenario, rest = _scenario(overrides)
+        config = compose(scenario, rest)
+        simulation = Simulation(config, Smoke() if smoke else None)
+        simulation.loop  # noqa: B018  build and check everything before a folder is made
+        _go(Run(simulation=simulation, folder=RunFolder.create(config)), as_json, resume=False)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Refused if they change the run.", hidden=True)
+    ] = None,
+    extend: Annotated[
+        str | None, typer.Option("--extend", help="Run longer, e.g. --extend rounds=100.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was stopped, from its latest checkpoint."""
+    with _errors(debug):
+        from fedsim.config import compose
+        from fedsim.results import RunFolder, check_unchanged
+        from fedsim.simulation import Run, Simulation
+
+        opened = RunFolder.open(folder)
+        config = opened.config()
+        if overrides:
+            check_unchanged(config, compose(str(folder / "config.yaml"), overrides))
+        simulation = Simulation(config)
+        if extend is not None:
+            simulation.last_round = _extended(extend, simulation.last_round)
+        _go(Run(simulation=simulation, folder=opened), as_json, resume=True)
+
+
+@app.command()
+def plan(overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Say what a scenario would cost before it is run: messages, bytes, time."""
+    with _errors(debug):
+        from fedsim.config import compose
+        from fedsim.plan import plan as make_plan
+        from fedsim.simulation import Simulation
+
+        scenario, rest = _scenario(overrides)
+        cost = make_plan(Simulation(compose(scenario, rest)))
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(cost)))
+            return
+        typer.echo(
+            f"clients      {cost.num_clients:,}, {cost.clients_per_round:,.1f} a round, "
+            f"{cost.rounds:,} rounds\n"
+            f"model        {cost.parameters:,} parameters, {cost.model_bytes / 1e6:,.3f} MB\n"
+            f"messages     {cost.messages:,}, {cost.megabytes:,.1f} MB over all rounds\n"
+            f"engine       {cost.engine}\n"
+            f"time         about {cost.total_seconds:,.1f} s on this device "
+            f"({1000 * cost.round_seconds:,.1f} ms per training round, measured)\n"
+            f"privacy      {cost.privacy}"
+        )
+
+
+@app.command("list")
+def list_(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A group (scenarios, strategy, data, ...); or scenario=NAME with --keys.",
+            metavar="[GROUP]",
+        ),
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="With scenario=NAME: every key, its type and range.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List scenarios and the parts that they are composed of."""
+    with _errors(debug):
+        from fedsim import catalog
+
+        if keys or any("=" in word for word in words or []):
+            from fedsim.config import compose
+
+            scenario, rest = _scenario(words)
+            rows = catalog.keys(compose(scenario, rest))
+            if as_json:
+                typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], default=str))
+                return
+            width = max(len(row.path) for row in rows)
+            for row in rows:
+                typer.echo(f"{row.path:<{width}}  {row.value!r:<14}  {row.type}")
+            return
+        groups = _groups(words, catalog.groups())
+        found = {
+            group: catalog.scenarios() if group == "scenarios" else catalog.entries(group)
+            for group in groups
+        }
+        if as_json:
+            listed = {g: {e.name: e.summary for e in found[g]} for g in groups}
+            typer.echo(json.dumps(listed))
+            return
+        for group, entries in found.items():
+            typer.echo(f"{group}:")
+            width = max((len(entry.name) for entry in entries), default=0)
+            for entry in entries:
+                typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    debug: Debug = False,
+) -> None:
+    """Write a run's report.html again, e.g. while the run goes on."""
+    with _errors(debug):
+        from fedsim.report.html import write_report
+        from fedsim.results import RunFolder
+
+        typer.echo(write_report(RunFolder.open(folder).path))
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Federated and privacy-preserving learning: simulate, plan, report."""
+    if version:
+        from fedsim import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _go(run: Run, as_json: bool, *, resume: bool) -> None:
+    """Drive a run to its end, show it, write its report; exit 130 if it was interrupted."""
+    import logging
+
+    from fedsim.progress import display
+    from fedsim.report.html import write_report
+
+    path = run.folder.path
+    handler = logging.FileHandler(path / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("fedsim").addHandler(handler)
+    logging.getLogger("fedsim").propagate = False
+    stop = _StopAtCtrlC(path)
+    run.stop = stop
+    rounds = run.resume() if resume else run.start()
+    last = None
+    with stop, display(run.simulation.last_round, as_json=as_json) as shown:
+        for last in rounds:
+            shown.show(last)
+    written = write_report(path)
+    if not as_json:
+        typer.echo(f"privacy: {run.simulation.estimator.statement()}")
+        typer.echo(f"run:     {path}\nreport:  {written}")
+    if last is None and not as_json:
+        typer.echo("nothing to do: the run has already finished; use --extend rounds=N to go on")
+    if stop.asked:
+        typer.echo(f"interrupted; go on with: fedsim resume {path}", err=True)
+        raise typer.Exit(130)
+
+
+class _StopAtCtrlC:
+    """The first Ctrl-C ends the run after the current round, with a checkpoint; the second, now."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        typer.echo("\nfinishing this round; press Ctrl-C again to stop at once", err=True)
+
+
+def _scenario(words: Sequence[str] | None) -> tuple[str, list[str]]:
+    """Split `scenario=NAME` from the overrides."""
+    named = [word for word in words or [] if word.startswith("scenario=")]
+    if len(named) != 1:
+        got = " ".join(words or []) or "nothing"
+        raise ConfigError(
+            f"one scenario=NAME is needed, got: {got}; e.g. scenario=quickstart "
+            "(fedsim list scenarios shows them all)"
+        )
+    return named[0].removeprefix("scenario="), [word for word in words or [] if word not in named]
+
+
+def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    from fedsim.errors import did_you_mean
+
+    everything = ["scenarios", *known]
+    plural = {"strategies": "strategy", "models": "model", "engines": "engine"}
+    plural |= {"partitions": "partition", "clients": "client", "topologies": "topology"}
+    chosen = [plural.get(word, word) for word in words or everything]
+    for word in chosen:
+        if word not in everything:
+            raise ConfigError(
+                f"there is no group {word!r}{did_you_mean(word, everything)}; "
+                f"groups: {', '.join(everything)}"
+            )
+    return chosen
+
+
+def _extended(extend: str, rounds: int) -> int:
+    key, _, value = extend.partition("=")
+    if key != "rounds" or not value.isdigit() or int(value) < rounds:
+        raise ConfigError(
+            f"--extend {extend}: only a larger number of rounds is allowed, "
+            f"e.g. --extend rounds={2 * rounds}"
+        )
+    return int(value)
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Print errors as one message and exit with their code; tracebacks only with `--debug`."""
+    try:
+        yield
+    except FedsimError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the latest checkpoint is kept: fedsim resume RUN goes on from it", 130)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        _fail(f"internal error: {kind}: {error}\nAdd --debug to see where it happened.", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    app()

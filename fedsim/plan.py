@@ -1,0 +1,96 @@
+"""`fedsim plan`: what a scenario would cost, before it is run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.simulation import Simulation
+
+SAMPLED_ROUNDS = 50
+"""Over how many rounds, spread over the run, the number of participants is averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostPlan:
+    """The cost of a run.
+
+    Attributes:
+        rounds, num_clients: Of the scenario.
+        clients_per_round: Mean number of participants.
+        parameters: Of the model.
+        model_bytes: What one copy of the model takes on the wire, without framing.
+        messages: Instructions and replies of all rounds, evaluation included.
+        megabytes: Bytes that cross the links in all rounds, in MB of 10^6 bytes.
+        round_seconds: One measured training round on this device, after a first one as warm-up.
+        total_seconds: Estimate for all rounds; evaluation on the test set included.
+        engine: How the engine runs the cohort.
+        privacy: The statement of the privacy mechanism.
+    """
+
+    rounds: int
+    num_clients: int
+    clients_per_round: float
+    parameters: int
+    model_bytes: int
+    messages: int
+    megabytes: float
+    round_seconds: float
+    total_seconds: float
+    engine: str
+    privacy: str
+
+
+def plan(simulation: Simulation) -> CostPlan:
+    """Build a scenario, run one round of it twice, and add up the rest; writes nothing."""
+    loop, settings = simulation.loop, simulation.settings
+    params = simulation.runtime.initial_params()
+    rounds = np.unique(np.linspace(1, settings.rounds, SAMPLED_ROUNDS).astype(int))
+    cohort = float(np.mean([len(simulation.schedule.select(int(r))) for r in rounds]))
+    seconds = []
+    for _ in range(2):  # the first one pays for allocation and lazy imports
+        started = time.perf_counter()
+        loop.train(_busy_round(simulation), params)
+        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    if loop.evaluation.central is not None:
+        loop.evaluation.central(params)
+    central_seconds = time.perf_counter() - started
+    evaluations = len(
+        [r for r in range(1, settings.rounds + 1) if loop.evaluation.due(r, settings.rounds)]
+    )
+    evaluating = {"none": 0.0, "cohort": cohort, "all": float(simulation.partition.num_clients)}
+    evaluated = evaluations * evaluating[settings.evaluation.clients]
+    size = sum(t.numel() * t.element_size() for t in params.values())
+    trained = settings.rounds * cohort
+    hops = simulation.topology.hops()
+    return CostPlan(
+        rounds=settings.rounds,
+        num_clients=simulation.partition.num_clients,
+        clients_per_round=cohort,
+        parameters=sum(t.numel() for t in params.values()),
+        model_bytes=size,
+        messages=round(2 * (trained + evaluated)),
+        megabytes=hops * size * (2 * trained + evaluated) / 1e6,
+        round_seconds=seconds[1],
+        total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
+        engine=_engine(simulation),
+        privacy=simulation.estimator.statement(),
+    )
+
+
+def _busy_round(simulation: Simulation) -> int:
+    """Return the first round with participants, so that there is something to measure."""
+    for server_round in range(1, min(simulation.settings.rounds, 1000) + 1):
+        if len(simulation.schedule.select(server_round)):
+            return server_round
+    return 1
+
+
+def _engine(simulation: Simulation) -> str:
+    grid = simulation.grid
+    plan_name, chunk = getattr(grid, "plan", None), getattr(grid, "chunk", None)
+    name = type(grid).__name__.removesuffix("Grid")
+    return name if plan_name is None else f"{name}: {plan_name}, {chunk} clients at once"

@@ -1,0 +1,121 @@
+"""What a user sees while a run goes on: a live line on a terminal, plain lines elsewhere, or JSON."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fedsim.rounds import RoundReport
+
+
+class Display(abc.ABC):
+    """Shows round reports as they come; a context manager."""
+
+    def __enter__(self) -> Display:
+        return self
+
+    @abc.abstractmethod
+    def show(self, report: RoundReport) -> None:
+        """Show one round."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+
+class JsonLines(Display):
+    """One JSON object per round on standard output."""
+
+    def show(self, report: RoundReport) -> None:
+        sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        sys.stdout.flush()
+
+
+class PlainLines(Display):
+    """A line for the first, the last, and at most one round a second in between."""
+
+    def __init__(self, last_round: int, interval_s: float = 1.0) -> None:
+        self.last_round = last_round
+        self.interval_s = interval_s
+        self._shown = 0.0
+        self._scores: dict[str, float] = {}
+
+    def show(self, report: RoundReport) -> None:
+        self._scores = report.central or report.clients or self._scores
+        now = time.monotonic()
+        last = report.server_round == self.last_round
+        if not last and now - self._shown < self.interval_s:
+            return
+        self._shown = now
+        sys.stdout.write(describe(report, self.last_round, self._scores) + "\n")
+        sys.stdout.flush()
+
+
+class LiveLine(Display):
+    """A progress bar with the latest figures and the time remaining."""
+
+    def __init__(self, last_round: int, done: int = 0) -> None:
+        self.last_round = last_round
+        columns = (
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._bar = Progress(*columns, console=Console())
+        self._task: TaskID = self._bar.add_task("starting", total=last_round, completed=done)
+        self._scores: dict[str, float] = {}
+
+    def __enter__(self) -> LiveLine:
+        self._bar.start()
+        return self
+
+    def show(self, report: RoundReport) -> None:
+        self._scores = report.central or report.clients or self._scores
+        text = describe(report, self.last_round, self._scores)
+        self._bar.update(self._task, completed=report.server_round, description=text)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+def describe(report: RoundReport, last_round: int, scores: dict[str, float]) -> str:
+    """Return one round in one line.
+
+    Args:
+        report: The round.
+        last_round: Of the run.
+        scores: The latest evaluation, which may be an earlier round's.
+    """
+    parts = [f"round {report.server_round}/{last_round}"]
+    parts += [f"{name} {value:.4f}" for name, value in scores.items() if name != "num-examples"]
+    if "train-loss" in report.train:
+        parts.append(f"train loss {report.train['train-loss']:.4f}")
+    if report.server_round:
+        parts.append(f"replies {len(report.admitted)}/{report.asked}")
+    if report.rejected:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejected.items())
+        parts.append(f"rejected {sum(report.rejected.values())} ({reasons})")
+    return "  ".join(parts)
+
+
+def display(last_round: int, *, done: int = 0, as_json: bool = False) -> Display:
+    """Return the display that suits where standard output goes."""
+    if as_json:
+        return JsonLines()
+    return LiveLine(last_round, done) if sys.stdout.isatty() else PlainLines(last_round)

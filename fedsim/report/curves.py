@@ -1,0 +1,114 @@
+"""The curves of a run by round: the test metric, over clients too, and the losses."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedsim.report import figures
+from fedsim.report.figures import CENTRAL, CLIENTS, HALF, TRAIN, Mark
+from fedsim.report.measures import Headline, axis_label, is_fraction, lower_is_better, scale
+from fedsim.report.round_columns import Rounds, Series, Spread
+
+TRAIN_LOSS = "train-loss"
+
+_SIZE = (HALF, 3.5)
+_LOG_FROM = 50.0
+"""A curve whose largest value is this many times its smallest is drawn on a logarithmic axis."""
+
+
+def metric_curves(rounds: Rounds, head: Headline) -> str:
+    """Draw the headline metric as SVG: central, and the clients' mean with its 10-90 % band."""
+    name = head.name
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        spread = rounds.spread.get(name)
+        if spread is not None:
+            _draw_band(axes, name, spread)
+        elif name in rounds.metrics["clients"]:
+            _draw(axes, name, rounds.metrics["clients"][name], CLIENTS, "clients, by samples")
+        if name in rounds.metrics["central"]:
+            _draw(axes, name, rounds.metrics["central"][name], CENTRAL, "central test set")
+        elif head.group == "train":
+            _draw(axes, name, rounds.metrics["train"][name], TRAIN, "local training")
+        if head.best is not None and head.best_round is not None and head.group != "train":
+            best = head.best * scale(name)
+            text = f"best, round {head.best_round}"
+            axes.plot([head.best_round], [best], "D", ms=8, mfc="none", mec="black", label=text)
+        axes.set_ylabel(axis_label(figures.label(name)))
+        better = "lower" if lower_is_better(name) else "higher"
+        axes.set_title(f"{figures.label(name).strip().capitalize()} ({better} is better)")
+        figures.round_axis(axes)
+        _finish(axes, name)
+
+    return figures.svg("metric", _SIZE, draw)
+
+
+def loss_curves(rounds: Rounds, head: Headline) -> str | None:
+    """Draw the losses as SVG; None if there is none beside the headline metric."""
+    curves = [
+        (rounds.metrics["train"].get(TRAIN_LOSS), TRAIN, "training, mean of local steps", "train"),
+        (rounds.metrics["central"].get("loss"), CENTRAL, "central test set", "central"),
+        (rounds.metrics["clients"].get("loss"), CLIENTS, "clients' held-out samples", "clients"),
+    ]
+    # A regression's test loss is its mean squared error: one picture of it is enough.
+    wanted = ("train",) if head.name in ("mse", "loss") else ("train", "central", "clients")
+    shown = [(c, mark, text) for c, mark, text, group in curves if c and group in wanted]
+    if not shown or head.group == "train":
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for series, mark, text in shown:
+            _draw(axes, "loss", series, mark, text)
+        axes.set_ylabel("loss")
+        axes.set_title("Loss (lower is better)")
+        figures.round_axis(axes)
+        _finish(axes, "loss")
+
+    return figures.svg("loss", _SIZE, draw)
+
+
+def _draw(axes: Axes, name: str, series: Series, mark: Mark, text: str) -> None:
+    finite = series.finite()
+    axes.plot(
+        finite.round_M,
+        finite.value_M * scale(name),
+        color=mark.colour,
+        linestyle=mark.line,
+        marker=mark.marker,
+        markevery=max(1, len(finite.round_M) // 12),
+        label=text,
+    )
+
+
+def _draw_band(axes: Axes, name: str, spread: Spread) -> None:
+    times = scale(name)
+    low_M, high_M = spread.low_M * times, spread.high_M * times
+    axes.fill_between(
+        spread.round_M,
+        low_M,
+        high_M,
+        color=CLIENTS.colour,
+        alpha=0.16,
+        linewidth=0,
+        label="10-90 % of clients",
+    )
+    for edge_M in (low_M, high_M):
+        axes.plot(spread.round_M, edge_M, color=CLIENTS.colour, linewidth=0.6, linestyle=":")
+    _draw(axes, name, Series(spread.round_M, spread.mean_M), CLIENTS, "mean over clients")
+
+
+def _finish(axes: Axes, name: str) -> None:
+    """Choose the axis for what was drawn, and place the legend beside it rather than over it."""
+    drawn = [np.asarray(line.get_ydata(), np.float64) for line in axes.lines]
+    value = np.concatenate(drawn) if drawn else np.empty(0)
+    if not len(value):
+        axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
+        return
+    low, high = float(value.min()), float(value.max())
+    if not is_fraction(name) and low > 0 and high / low >= _LOG_FROM:
+        axes.set_yscale("log")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)

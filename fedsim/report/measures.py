@@ -1,0 +1,120 @@
+"""What a metric's name tells: which way is better, how its value is written; and a run's headline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.report.round_columns import Rounds, Series
+
+_FRACTIONS = ("accuracy", "precision", "recall", "f1", "auc")
+_LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "perplexity")
+NUM_EXAMPLES = "num-examples"
+"""Not a measure of the model, but the weight of one."""
+
+_HEADLINES = ("accuracy", "mse", "loss")
+
+MEASURED_BY = {
+    "central": "on the central test set",
+    "clients": "on the clients' own held-out samples, weighted by samples",
+    "train": "during local training",
+}
+"""Where a group of metrics was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The figure by which a run is judged.
+
+    Attributes:
+        group, name: Which metric.
+        final, final_round: Its latest value.
+        best, best_round: Its best value, None if none was finite.
+    """
+
+    group: str
+    name: str
+    final: float
+    final_round: int
+    best: float | None
+    best_round: int | None
+
+
+def headline(rounds: Rounds) -> Headline | None:
+    """Return a run's headline: accuracy, else mean squared error, else loss; central if measured."""
+    for group in ("central", "clients", "train"):
+        series = {k: v for k, v in rounds.metrics[group].items() if k != NUM_EXAMPLES}
+        if not series:
+            continue
+        name = next((name for name in _HEADLINES if name in series), next(iter(series)))
+        best = _best(name, series[name])
+        return Headline(
+            group=group,
+            name=name,
+            final=float(series[name].value_M[-1]),
+            final_round=int(series[name].round_M[-1]),
+            best=best[1] if best else None,
+            best_round=best[0] if best else None,
+        )
+    return None
+
+
+def _best(name: str, series: Series) -> tuple[int, float] | None:
+    """Return (round, value) of the first round with the best finite value."""
+    finite = series.finite()
+    if not len(finite.value_M):
+        return None
+    worth_M = -finite.value_M if lower_is_better(name) else finite.value_M
+    at = int(np.argmax(worth_M))
+    return int(finite.round_M[at]), float(finite.value_M[at])
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether less of a metric is better."""
+    return any(word in name.lower() for word in _LOWER_IS_BETTER)
+
+
+def is_fraction(name: str) -> bool:
+    """Whether a metric lies between 0 and 1 and is written in percent."""
+    return any(word in name.lower() for word in _FRACTIONS)
+
+
+def scale(name: str) -> float:
+    """Return by what a metric is multiplied before it is drawn."""
+    return 100.0 if is_fraction(name) else 1.0
+
+
+def axis_label(name: str) -> str:
+    """Return a metric's name with its unit."""
+    return f"{name} (%)" if is_fraction(name) else name
+
+
+def show(name: str, value: float) -> str:
+    """Return a value as a reader wants it.
+
+    Example:
+        >>> show("accuracy", 0.91234), show("mse", 0.0123456), show("loss", float("nan"))
+        ('91.23 %', '0.01235', 'not a number')
+    """
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "minus infinite"
+    return f"{100 * value:.2f} %" if is_fraction(name) else f"{value:.4g}"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration.
+
+    Example:
+        >>> show_seconds(0.0421), show_seconds(75.2), show_seconds(3725)
+        ('0.042 s', '1 min 15 s', '1 h 2 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min"

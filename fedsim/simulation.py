@@ -1,0 +1,331 @@
+"""Builds the parts that a scenario names, and starts the round loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+
+from fedsim import foreign, seeds
+from fedsim.admission import Admission
+from fedsim.client.gradient import GradientEstimator
+from fedsim.client.half import ClientHalf
+from fedsim.client.runtime import ClientRuntime
+from fedsim.client.sequential import evaluate
+from fedsim.client.work import LocalSGD
+from fedsim.config import Config, build_part
+from fedsim.data.dataset import DataPart, Dataset
+from fedsim.engines.base import EnginePart
+from fedsim.engines.flwr_compat import quiet_flower
+from fedsim.errors import ConfigError
+from fedsim.models.base import ModelPart
+from fedsim.models.check import check_model
+from fedsim.models.dropout import replace_dropout
+from fedsim.participation.base import ParticipationPart, Population, Schedule
+from fedsim.partition.base import Partition, PartitionPart
+from fedsim.records import Params
+from fedsim.results import RunFolder, command_line, environment
+from fedsim.rounds import Evaluation, RoundLoop, RoundReport
+from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
+from fedsim.topology.base import TopologyPart
+
+log = logging.getLogger(__name__)
+
+SHOWN_CLIENTS = 200
+"""How many clients' label histograms go into the run folder, for the picture of who holds what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoke:
+    """A scenario cut down to see whether it runs at all: one round, one batch, few of everything.
+
+    Attributes:
+        clients: How many clients train, and evaluate.
+        test_samples: How much of the test set is used.
+    """
+
+    clients: int = 2
+    test_samples: int = 128
+
+    def work(self, work: LocalSGD) -> LocalSGD:
+        """Return local work of one batch."""
+        return dataclasses.replace(work, epochs=None, steps=1)
+
+    def schedule(self, schedule: Schedule, num_clients: int) -> Schedule:
+        """Return a schedule of a few clients in every round."""
+        return _FewClients(schedule, min(self.clients, num_clients))
+
+
+class _FewClients(Schedule):
+    def __init__(self, schedule: Schedule, count: int) -> None:
+        self.schedule, self.count = schedule, count
+
+    def select(self, server_round: int) -> np.ndarray:
+        chosen = self.schedule.select(server_round)[: self.count]
+        return chosen if len(chosen) else np.arange(self.count)
+
+    def rates(self) -> np.ndarray:
+        return self.schedule.rates()
+
+
+class Simulation:
+    """One run, built from its configuration. Parts are made when they are first asked for.
+
+    Args:
+        config: The scenario.
+        smoke: Cut it down; see `Smoke`.
+    """
+
+    def __init__(self, config: Config, smoke: Smoke | None = None) -> None:
+        quiet_flower()
+        torch.set_num_threads(1)  # one thread per client: results do not depend on the machine
+        self.config = config
+        self.settings = config.settings
+        self.smoke = smoke
+        self.last_round = 1 if smoke else self.settings.rounds
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the data and the models live."""
+        name = self.settings.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device: {name!r} is not there ({reason}); use auto or cpu") from error
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of data and weights."""
+        return {"float32": torch.float32, "float64": torch.float64}[self.settings.precision]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """All samples, on the device."""
+        part: DataPart = build_part(self.config, "data")
+        return part.load().to(self.device, self.dtype)
+
+    @cached_property
+    def partition_part(self) -> PartitionPart:
+        """The partition scheme."""
+        return cast(PartitionPart, build_part(self.config, "partition"))
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Who holds which samples."""
+        rng = seeds.rng(self.settings.seed, 0, seeds.SERVER, "partition")
+        return self.partition_part.split(self.dataset, rng)
+
+    @cached_property
+    def label_histogram(self) -> np.ndarray:
+        """How many samples of each class each client holds, `[N, C]`."""
+        labels = self.dataset.labels()
+        return self.partition.label_histogram(labels, int(labels.max()) + 1)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Who takes part in which round."""
+        part: ParticipationPart = build_part(self.config, "participation")
+        population = Population(
+            num_clients=self.partition.num_clients,
+            seed=self.settings.seed,
+            label_histogram=lambda: self.label_histogram,
+        )
+        schedule = part.bind(population)
+        return self.smoke.schedule(schedule, population.num_clients) if self.smoke else schedule
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model, initialised from the scenario's seed."""
+        key = seeds.sequence(self.settings.seed, 0, seeds.SERVER, "model")
+        with torch.random.fork_rng():
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]) >> 1)
+            part = build_part(self.config, "model")
+            model = part.build(self.dataset) if isinstance(part, ModelPart) else part
+        model = replace_dropout(model).to(self.device, self.dtype)
+        check_model(model, self.dataset)
+        return cast(nn.Module, model)
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """The server half; ours also learn who takes part."""
+        strategy: Strategy = build_part(self.config, "strategy")
+        if isinstance(strategy, FedsimStrategy):
+            strategy.federation = Federation(
+                num_clients=self.partition.num_clients,
+                seed=self.settings.seed,
+                schedule=self.schedule,
+                evaluate=self._evaluating,
+            )
+        return strategy
+
+    @cached_property
+    def estimator(self) -> GradientEstimator:
+        """How a batch becomes a gradient: exact, or private."""
+        return cast(GradientEstimator, build_part(self.config, "privacy"))
+
+    @cached_property
+    def work(self) -> LocalSGD:
+        """How much local work a client does."""
+        work: LocalSGD = build_part(self.config, "client")
+        return self.smoke.work(work) if self.smoke else work
+
+    @cached_property
+    def topology(self) -> TopologyPart:
+        """Who is linked to whom."""
+        return cast(TopologyPart, build_part(self.config, "topology"))
+
+    @cached_property
+    def runtime(self) -> ClientRuntime:
+        """The client side of the run."""
+        ours = isinstance(self.strategy, FedsimStrategy)
+        half = cast(FedsimStrategy, self.strategy).client_half if ours else ClientHalf()
+        return ClientRuntime(
+            dataset=self.dataset,
+            partition=self.partition,
+            holdout=self.partition_part.holdout,
+            model=self.model,
+            work=self.work,
+            half=half,
+            estimator=self.estimator,
+            seed=self.settings.seed,
+        )
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The engine's grid."""
+        engine: EnginePart = build_part(self.config, "engine")
+        return engine.grid(self.runtime)
+
+    @cached_property
+    def loop(self) -> RoundLoop:
+        """The round loop, ready to run."""
+        rules = self.settings.evaluation
+        if rules.clients != "none" and not self.partition_part.holdout:
+            raise ConfigError(
+                f"evaluation.clients={rules.clients}: clients have no samples to evaluate on; "
+                "set partition.holdout, e.g. partition.holdout=0.2"
+            )
+        return RoundLoop(
+            strategy=self.strategy,
+            grid=self.grid,
+            schedule=self.schedule,
+            admission=Admission(**dataclasses.asdict(self.settings.admission)),
+            evaluation=Evaluation(
+                central=self._score if rules.central else None,
+                clients=rules.clients != "none",
+                every=rules.every,
+            ),
+            seed=self.settings.seed,
+            last_round=self.last_round,
+        )
+
+    @property
+    def _evaluating(self) -> EvaluateWhom:
+        whom = self.settings.evaluation.clients
+        return "cohort" if self.smoke and whom == "all" else whom
+
+    def _score(self, params: Params) -> dict[str, float]:
+        data, size = self.dataset, self.settings.evaluation.batch_size
+        count = self.smoke.test_samples if self.smoke else len(data.test_y)
+        return evaluate(self.runtime, params, data.test_x[:count], data.test_y[:count], size)
+
+    def describe_partition(self) -> dict[str, Any]:
+        """Return who holds what, of at most `SHOWN_CLIENTS` clients, as plain data."""
+        count = self.partition.num_clients
+        shown = np.linspace(0, count - 1, min(count, SHOWN_CLIENTS)).astype(np.int64)
+        labels = self.dataset.labels()
+        classes = int(labels.max()) + 1
+        histogram = [
+            np.bincount(labels[self.partition.indices(int(k))], minlength=classes).tolist()
+            for k in shown
+        ]
+        return {
+            "num_clients": count,
+            "clients": shown.tolist(),
+            "histogram": histogram,
+            "sizes": self.partition.sizes(shown).tolist(),
+            "class_names": list(self.dataset.class_names),
+        }
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A simulation tied to its run folder: fresh, or resumed from its latest checkpoint.
+
+    Attributes:
+        simulation: What to run.
+        folder: Where.
+        stop: Asked after each round; true ends the run there, with a checkpoint.
+    """
+
+    simulation: Simulation
+    folder: RunFolder
+    stop: Callable[[], bool] = lambda: False
+
+    def start(self) -> Iterator[RoundReport]:
+        """Run from the beginning, yielding a report after each round."""
+        simulation = self.simulation
+        loop = simulation.loop  # everything is built, and checked, before anything is written
+        self.folder.write_start(
+            environment=environment(
+                simulation.device, simulation.settings.seed, command_line()
+            ),
+            partition=simulation.describe_partition(),
+            privacy=simulation.estimator.statement(),
+        )
+        yield from self._rounds(loop, simulation.runtime.initial_params(), done=0)
+
+    def resume(self) -> Iterator[RoundReport]:
+        """Go on from the latest checkpoint; from the beginning if there is none."""
+        saved = self.folder.load_checkpoint()
+        if saved is None:
+            yield from self.start()
+            return
+        loop = self.simulation.loop
+        foreign.restore(self.simulation.strategy, saved.state)
+        params = self.simulation.runtime.received(saved.params)
+        yield from self._rounds(loop, params, done=saved.server_round)
+
+    def _rounds(self, loop: RoundLoop, params: Params, done: int) -> Iterator[RoundReport]:
+        rules = self.simulation.settings.checkpoint
+        started = time.perf_counter()
+        saved, last = done, done
+        report = None
+        for params, report in loop.run(params, done):
+            for detail in report.details:
+                log.warning("round %d: %s", report.server_round, detail)
+            self.folder.append(report)
+            last = report.server_round
+            stopping = self.stop()
+            if last % rules.every == 0 or last == loop.last_round or stopping:
+                state = foreign.state_of(self.simulation.strategy)
+                self.folder.save_checkpoint(last, params, state, rules.keep)
+                saved = last
+            yield report
+            if stopping:
+                break
+        self.folder.write_end(
+            params,
+            {
+                "status": "finished" if last >= loop.last_round else "interrupted",
+                "server_round": last,
+                "checkpoint_round": saved,
+                "seconds": time.perf_counter() - started,
+                "metrics": {} if report is None else {**report.train, **report.central},
+            },
+        )
