@@ -9,7 +9,8 @@ Rejected, by reason:
     unknown     nobody was asked under that node id
     stale       it answers another round
     duplicate   a second reply from the same client
-    content     a record is missing, or an array has another name, shape, dtype or byte order
+    content     a record is missing or one too many; an array has another name, shape, dtype or
+                byte order; or it cannot be averaged with the others (other metrics than most)
     weight      `num-examples` is absent, not a number, not in (0, max_examples]
     non-finite  a NaN or an infinity in the arrays or metrics
 """
@@ -18,10 +19,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ from fedsim.records import (
     decode,
     stack_replies,
 )
+
+MAX_REASON = 4000
+"""Characters kept of what a client says about its error: a traceback, not a flood."""
 
 Decoded = tuple[int, Params, Params, dict[str, float]]
 """(client index, arrays, client arrays, metrics) of one admitted reply."""
@@ -66,8 +70,8 @@ class Admission(Part):
     Attributes:
         max_examples: The largest `num-examples` a client may claim.
         on_failure: `"continue"`: count and go on. `"stop"`: the first rejected reply ends the run.
-            Either way, a round in which every reply is an error ends the run: that is a bug in the
-            client code, not a fault of a device.
+            Either way, a round in which every reply is a client's error ends the run: that is a bug
+            in the client code, not a fault of a device.
         timeout_s: Seconds that one exchange may take; later replies are lost.
     """
 
@@ -81,6 +85,7 @@ class Admission(Part):
         replies: Iterable[Message],
         expected: Mapping[str, Tensor] | None,
         extra: Mapping[str, Tensor] | None = None,
+        client_index: Callable[[int], int] | None = None,
     ) -> AdmittedReplies:
         """Wrap `replies` so that only good ones are drawn from it.
 
@@ -89,9 +94,16 @@ class Admission(Part):
             replies: What came back; may be lazy.
             expected: The model's names, shapes and dtypes; None where replies carry metrics only.
             extra: The same for the `client-arrays` record, where the client half sends one.
+            client_index: Node id -> client index, where `sent` does not say; by default, clients
+                are numbered in the order of their node ids.
         """
         return AdmittedReplies(
-            rules=self, sent=sent, replies=replies, expected=expected, extra=extra or {}
+            rules=self,
+            sent=sent,
+            replies=replies,
+            expected=expected,
+            extra=extra or {},
+            client_index=client_index,
         )
 
 
@@ -111,12 +123,14 @@ class AdmittedReplies(Replies):
     replies: Iterable[Message]
     expected: Mapping[str, Tensor] | None
     extra: Mapping[str, Tensor]
+    client_index: Callable[[int], int] | None = None
     rejected: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._failure = ""
         if isinstance(self.sent, Instructions):
             pairs = zip(self.sent.node_ids.tolist(), self.sent.client_index.tolist(), strict=True)
             self._client_of = dict(pairs)
@@ -124,7 +138,9 @@ class AdmittedReplies(Replies):
         else:
             self.sent = list(self.sent)
             node_ids = sorted(message.metadata.dst_node_id for message in self.sent)
-            self._client_of = {node: index for index, node in enumerate(node_ids)}
+            rank = {node: index for index, node in enumerate(node_ids)}
+            index = self.client_index or rank.__getitem__
+            self._client_of = {node: index(node) for node in node_ids}
             self._group = None
 
     @classmethod
@@ -153,20 +169,32 @@ class AdmittedReplies(Replies):
         """Return the admitted metrics as columns, with `client-index`; empty if there are none."""
         if not self.admitted:
             return {}
-        return {"client-index": [float(client) for client in self.admitted], **self.metrics}
+        count = len(self.admitted)
+        columns = {name: column for name, column in self.metrics.items() if len(column) == count}
+        return {"client-index": [float(client) for client in self.admitted], **columns}
 
     def __iter__(self) -> Iterator[Message]:
         seen: set[int] = set()
+        good = []
         for message in self.replies:
             decoded = self._check(message, seen)
             if decoded is not None:
-                self._note_metrics([decoded[0]], {k: [v] for k, v in decoded[3].items()})
+                good.append((message, _form(message.content), decoded[0], decoded[3]))
+        # Flower's own strategies refuse the whole round if one reply is of another form.
+        usual = Counter(form for _, form, _, _ in good).most_common(1)
+        for message, form, client, metrics in good:
+            if form == usual[0][0]:
+                self._note_metrics([client], {name: [value] for name, value in metrics.items()})
                 yield message
+            else:
+                self._reject("content", f"client {client}", "has other metrics than most replies")
         self._fail_fast()
 
     def chunks(self) -> Iterator[Chunk]:
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
         for chunk in chunks:
+            if not len(chunk):
+                continue
             good = self._check_columns(chunk)
             self._note_metrics(
                 good.client_index.tolist(), {k: v.tolist() for k, v in good.metrics.items()}
@@ -178,31 +206,40 @@ class AdmittedReplies(Replies):
     def _stacked_messages(self) -> Iterator[Chunk]:
         seen: set[int] = set()
         decoded = (self._check(message, seen) for message in self.replies)
-        good = (reply for reply in decoded if reply is not None)
+        good: Iterator[Decoded] = (reply for reply in decoded if reply is not None)
         if not isinstance(self.replies, Replies):  # ours come in client order, the network's do not
             good = iter(sorted(good, key=lambda reply: reply[0]))
         while batch := list(islice(good, WIRE_CHUNK)):
             yield stack_replies(batch)
 
     def _check(self, message: Message, seen: set[int]) -> Decoded | None:
+        node = message.metadata.src_node_id
+        sender = f"client {self._client_of[node]}" if node in self._client_of else f"node {node}"
         try:
             return self._decode(message, seen)
         except Rejected as rejection:
-            self._reject(rejection.reason, message.metadata.src_node_id, str(rejection))
+            self._reject(rejection.reason, sender, str(rejection))
             return None
 
-    def _decode(self, message: Message, seen: set[int]) -> Decoded:
+    def _decode(self, message: Message, seen: set[int]) -> Decoded | None:
         node = message.metadata.src_node_id
+        if message.has_error():  # sent by the client, or by Flower on behalf of a node that is gone
+            reason = (message.error.reason or f"error code {message.error.code}")[:MAX_REASON]
+            if node in self._client_of and not self._failure:
+                self._failure = f"client {self._client_of[node]}: {reason}"
+            raise Rejected("error", reason)
         if node not in self._client_of:
             raise Rejected("unknown", "was not asked")
-        if message.has_error():
-            raise Rejected("error", message.error.reason)
         if self._group is not None and message.metadata.group_id != self._group:
             raise Rejected("stale", f"answers round {message.metadata.group_id or '?'}")
         client = self._client_of[node]
         if client in seen:
             raise Rejected("duplicate", "answered twice")
+        if not message.has_content():
+            raise Rejected("content", "is empty")
         metrics = _metrics(message.content)
+        if self.expected is None and metrics.get(NUM_EXAMPLES) == 0:
+            return None  # a client without held-out samples has nothing to say, and did no wrong
         self._check_weight(metrics.get(NUM_EXAMPLES))
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -223,16 +260,17 @@ class AdmittedReplies(Replies):
         if self.expected is None:
             return {}, {}
         records = dict(content.array_records)
-        extra = records.pop(CLIENT_ARRAYS, {})
-        models = [records[ARRAYS]] if ARRAYS in records else list(records.values())
-        if len(models) != 1:
-            raise Rejected("content", f"has {len(models)} model records, not one")
-        return _decode_record(models[0], self.expected), _decode_record(extra, self.extra)
+        extra: Mapping[str, Array] = records.pop(CLIENT_ARRAYS, {})
+        if len(records) != 1:
+            raise Rejected("content", f"has {len(records)} model records, not one")
+        (model,) = records.values()
+        return _decode_record(model, self.expected), _decode_record(extra, self.extra)
 
     def _check_columns(self, chunk: Chunk) -> Chunk:
         """Drop the rows of a chunk that are not admitted; one pass over the arrays."""
-        weights = chunk.num_examples
+        weights = chunk.metrics.get(NUM_EXAMPLES, np.full(len(chunk), np.nan))
         good_weight = (weights > 0) & (weights <= self.rules.max_examples)
+        nothing = (weights == 0) & (self.expected is None)  # see `_decode`
         finite = np.ones(len(chunk), bool)
         for column in chunk.metrics.values():
             finite &= np.isfinite(column)
@@ -240,11 +278,12 @@ class AdmittedReplies(Replies):
             if tensor.is_floating_point():
                 # A NaN or an infinity survives into the sum of its row: one pass, no mask in memory.
                 # A row of finite values whose sum overflows is far outside any useful model.
-                sums_K = tensor.reshape(len(chunk), -1).sum(1)
+                sums_K = tensor.reshape(len(chunk), tensor[0].numel()).sum(1)
                 finite &= torch.isfinite(sums_K).cpu().numpy()
-        for row in np.flatnonzero(~(good_weight & finite)):
+        for row in np.flatnonzero(~(good_weight & finite) & ~nothing):
             reason = "weight" if not good_weight[row] else "non-finite"
-            self._reject(reason, int(chunk.client_index[row]), reason)
+            detail = f"'{NUM_EXAMPLES}' is {weights[row]}" if reason == "weight" else "NaN or infinity"
+            self._reject(reason, f"client {chunk.client_index[row]}", detail)
         return chunk.rows(good_weight & finite)
 
     def _note_metrics(self, clients: list[int], metrics: Mapping[str, list[float]]) -> None:
@@ -252,7 +291,7 @@ class AdmittedReplies(Replies):
         for name, values in metrics.items():
             self.metrics.setdefault(name, []).extend(values)
 
-    def _reject(self, reason: str, sender: int, detail: str) -> None:
+    def _reject(self, reason: str, sender: str, detail: str) -> None:
         self.rejected[reason] += 1
         if len(self.details) < 5:
             self.details.append(f"reply of {sender} rejected ({reason}): {detail}")
@@ -264,8 +303,8 @@ class AdmittedReplies(Replies):
             )
 
     def _fail_fast(self) -> None:
-        if self.rejected["error"] and not self.admitted and len(self.rejected) == 1:
-            raise ClientError(f"every client failed; the first one said:\n{self.details[0]}")
+        if self._failure and not self.admitted and set(self.rejected) == {"error"}:
+            raise ClientError(f"every client failed; the first one said:\n{self._failure}")
 
 
 def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) -> Params:
@@ -281,7 +320,11 @@ def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) 
     return arrays
 
 
-def _is_stacked(replies: Iterable[Message]) -> bool:
+class _Stacked(Protocol):
+    def chunks(self) -> Iterator[Chunk]: ...
+
+
+def _is_stacked(replies: Iterable[Message]) -> TypeGuard[_Stacked]:
     return isinstance(replies, Replies) and getattr(replies, "stacked", False)
 
 
@@ -290,4 +333,21 @@ def _metrics(content: RecordDict) -> dict[str, float]:
     records: list[MetricRecord] = list(content.metric_records.values())
     if len(records) != 1:
         raise Rejected("content", f"has {len(records)} metric records, not one")
-    return {k: float(v) for k, v in records[0].items() if isinstance(v, (int, float))}
+    return {k: _float(v) for k, v in records[0].items() if isinstance(v, (int, float))}
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of any size passes for a metric inside one process
+        return math.copysign(math.inf, value)
+
+
+def _form(content: RecordDict) -> Hashable:
+    """Return what must be alike in all replies for Flower's own strategies to average them."""
+    metrics = {
+        (key, name): len(value) if isinstance(value, list) else None
+        for key, record in content.metric_records.items()
+        for name, value in record.items()
+    }
+    return frozenset(content.array_records), frozenset(metrics.items())

@@ -124,11 +124,12 @@ def _keys(
 
 def _key(path: str, field: Field, value: Any) -> Key:
     from fedsim.parts import describe
+    from fedsim.specs import plain
 
     return Key(
         path=path,
         type=describe(field.annotation),
-        default="???" if field.required else field.default,
+        default="???" if field.required else plain(field.default),
         value=value,
         description=field.description,
     )

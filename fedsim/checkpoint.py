@@ -11,6 +11,7 @@ There is no random state to save: every draw is keyed by (seed, round, client, p
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ MODEL, STRATEGY, SCALARS, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+_NAME = re.compile(r"round-[0-9]{6,10}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class Checkpoint:
     """The state of a run after a round.
 
     Attributes:
-        server_round: The last finished round.
+        server_round: The last finished round; 0 before the first.
+        last_round: How far the run was to go.
         params: The global model.
         state: The strategy's state.
         covers: File name in the run folder -> digest of what a resumed run reads of it.
@@ -50,6 +53,7 @@ class Checkpoint:
     """
 
     server_round: int
+    last_round: int
     params: Params
     state: State
     covers: Mapping[str, str]
@@ -58,7 +62,9 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint into `folder` and remove all but the latest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir()
+        sync_folder(folder.parent)
     final = folder / f"round-{checkpoint.server_round:06d}"
     building = folder / f".building-{final.name}"
     for leftover in folder.glob(".*-round-*"):  # of a run that was killed here
@@ -67,8 +73,6 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for name, data in _encode(checkpoint).items():
         write_durable(building / name, data)
     sync_folder(building)
-    if final.exists():  # a resumed run reached the same round again
-        final.rename(folder / f".removing-{final.name}")
     building.rename(final)
     sync_folder(folder)
     for old in _rounds(folder)[:-keep]:
@@ -90,7 +94,10 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 def _rounds(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*")) if folder.is_dir() else []
+    """Return the finished checkpoints, by round: as a number, since names grow past six digits."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    rounds = [path for path in found if _NAME.fullmatch(path.name)]
+    return sorted(rounds, key=lambda path: int(path.name.removeprefix("round-")))
 
 
 def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -107,6 +114,7 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
         SCALARS: _json(
             {
                 "server_round": checkpoint.server_round,
+                "last_round": checkpoint.last_round,
                 "metrics_bytes": checkpoint.metrics_bytes,
                 "strategy": scalars,
             }
@@ -132,6 +140,7 @@ def _decode(folder: Path) -> Checkpoint:
         scalars = json.loads(files[SCALARS])
         return Checkpoint(
             server_round=int(scalars["server_round"]),
+            last_round=int(scalars["last_round"]),
             params=load_tensors(files[MODEL]),
             state={**load_tensors(files[STRATEGY]), **scalars["strategy"]},
             covers=manifest["covers"],

@@ -58,9 +58,7 @@ def plan(simulation: Simulation) -> CostPlan:
     if loop.evaluation.central is not None:
         loop.evaluation.central(params)
     central_seconds = time.perf_counter() - started
-    evaluations = len(
-        [r for r in range(1, settings.rounds + 1) if loop.evaluation.due(r, settings.rounds)]
-    )
+    evaluations = -(-settings.rounds // settings.evaluation.every)  # the last round always is
     evaluating = {"none": 0.0, "cohort": cohort, "all": float(simulation.partition.num_clients)}
     evaluated = evaluations * evaluating[settings.evaluation.clients]
     size = sum(t.numel() * t.element_size() for t in params.values())

@@ -3,8 +3,8 @@
     results/runs/<scenario>/<time>_<hash>/
         config.yaml  overrides.txt  env.json  partition.json  privacy.json     written at the start
         metrics.jsonl   one line per round
-        checkpoint/     see fedsim.checkpoint
-        log.txt         warnings, rejected replies
+        checkpoint/     see fedsim.checkpoint; covers all of the above, from before the first round on
+        log.txt         warnings, rejected replies, tracebacks
         model.safetensors  summary.json  report.html                           written at the end
 """
 
@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fcntl
+import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,9 +39,13 @@ from fedsim.records import Params
 from fedsim.rounds import RoundReport
 from fedsim.strategy import State
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
-STATIC = (CONFIG, "overrides.txt", "env.json", "partition.json", "privacy.json")
+CONFIG, OVERRIDES, METRICS = "config.yaml", "overrides.txt", "metrics.jsonl"
+MODEL, SUMMARY = "model.safetensors", "summary.json"
+STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 """Files written before the first round; a checkpoint covers each of them."""
+
+SMOKE = "--smoke"
+"""The line of `overrides.txt` that marks a run which was cut down, and cannot be resumed as whole."""
 
 _PACKAGES = ("flwr", "torch", "opacus", "numpy", "scipy", "networkx", "hydra-core", "omegaconf")
 
@@ -45,16 +53,26 @@ _PACKAGES = ("flwr", "torch", "opacus", "numpy", "scipy", "networkx", "hydra-cor
 class RunFolder:
     """One run's folder.
 
+    The digests that go into a checkpoint are those of what this process wrote or checked, not of
+    what the files hold by then, so that no later change of a file can pass for the run's own.
+
     Args:
         path: An existing folder; use `create` or `open`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._covers: dict[str, str] = {}
+        self._metrics = hashlib.sha256()
+        self._metrics_bytes = 0
 
     @classmethod
-    def create(cls, config: Config) -> RunFolder:
+    def create(cls, config: Config, *, smoke: bool = False) -> RunFolder:
         """Make a new folder under the scenario's `output.root` and write the configuration.
+
+        Args:
+            config: Of the run.
+            smoke: Mark the run as cut down; see `fedsim.simulation.Smoke`.
 
         Raises:
             ConfigError: It cannot be made there.
@@ -72,9 +90,12 @@ class RunFolder:
                     raise ConfigError(_not_writable(root, "a file is in the way")) from None
             except OSError as error:
                 raise ConfigError(_not_writable(root, str(error.strerror))) from error
+        else:
+            raise ConfigError(_not_writable(root, f"{path.name} and 999 more exist"))
         folder = cls(path)
         folder._write(CONFIG, config.to_yaml())
-        folder._write("overrides.txt", "".join(f"{line}\n" for line in config.overrides))
+        lines = [*config.overrides, SMOKE] if smoke else config.overrides
+        folder._write(OVERRIDES, "".join(f"{line}\n" for line in lines))
         return folder
 
     @classmethod
@@ -91,6 +112,24 @@ class RunFolder:
             )
         return cls(path)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from running this run; ends with the process, however that ends.
+
+        Raises:
+            ResumeError: Another process is at it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ResumeError(
+                    f"{self.path}: the run is still going on, in another process; stop that first"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+
     def write_start(
         self, *, environment: Mapping[str, Any], partition: Mapping[str, Any], privacy: str
     ) -> None:
@@ -98,80 +137,141 @@ class RunFolder:
         self._write("env.json", _json(environment))
         self._write("partition.json", _json(partition))
         self._write("privacy.json", _json({"statement": privacy}))
+        write_atomic(self.path / METRICS, b"")
 
     def append(self, report: RoundReport) -> None:
         """Append one round to the metrics, in one write."""
-        line = json.dumps(dataclasses.asdict(report), allow_nan=True) + "\n"
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        line = f"{json_line(report)}\n".encode()
+        with (self.path / METRICS).open("ab") as file:
             file.write(line)
+        self._metrics.update(line)
+        self._metrics_bytes += len(line)
 
-    def rounds(self) -> list[dict[str, Any]]:
-        """Return the lines of the metrics."""
-        text = (self.path / METRICS).read_text("utf-8") if (self.path / METRICS).exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+    def rounds(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the metrics."""
+        with (self.path / METRICS).open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
 
-    def save_checkpoint(self, server_round: int, params: Params, state: State, keep: int) -> None:
+    def save_checkpoint(
+        self, server_round: int, last_round: int, params: Params, state: State, keep: int
+    ) -> None:
         """Save the run's state after a round."""
-        metrics = self._read(METRICS)
         with (self.path / METRICS).open("rb") as file:
             os.fsync(file.fileno())
-        covers = {name: sha256(self._read(name)) for name in STATIC}
         saved = Checkpoint(
             server_round=server_round,
+            last_round=last_round,
             params=params,
             state=state,
-            covers={**covers, METRICS: sha256(metrics)},
-            metrics_bytes=len(metrics),
+            covers={**self._covers, METRICS: self._metrics.hexdigest()},
+            metrics_bytes=self._metrics_bytes,
         )
         checkpoint.save(self.path / "checkpoint", saved, keep)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Load the latest checkpoint, and cut the metrics back to it.
 
-        Returns None where the run was stopped before its first checkpoint; it then starts afresh.
+        Returns None where the run was stopped while it was being set up; it then starts afresh.
 
         Raises:
-            ResumeError: A file that the checkpoint covers is missing or damaged; says which.
+            ResumeError: A file that the checkpoint covers is missing or damaged; says which. Or the
+                run was a smoke run.
         """
         saved = checkpoint.load_latest(self.path / "checkpoint")
-        if saved is None:
-            (self.path / METRICS).unlink(missing_ok=True)
-            return None
-        for name in STATIC:
-            if sha256(self._read(name)) != saved.covers[name]:
+        read = STATIC if saved else (CONFIG, OVERRIDES)
+        self._covers = {name: sha256(self._read(name)) for name in read}
+        for name in read if saved else ():
+            if saved and self._covers[name] != saved.covers.get(name):
                 raise ResumeError(
                     f"{self.path / name} is not what the run wrote. A run is resumed with the "
                     "configuration that it was started with, or not at all; start a new one with "
                     f"fedsim run scenario={self.path / CONFIG}"
                 )
-        metrics = self._read(METRICS)[: saved.metrics_bytes]
-        if len(metrics) < saved.metrics_bytes or sha256(metrics) != saved.covers[METRICS]:
+        if SMOKE in self._read(OVERRIDES).decode(errors="replace").splitlines():
+            raise ResumeError(
+                f"{self.path} is a smoke run: one round of a few clients, nothing to go on with; "
+                f"for all of it: fedsim run scenario={self.path / CONFIG}"
+            )
+        for leftover in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        if saved is not None:
+            self._cut_metrics(saved)
+        return saved
+
+    def _cut_metrics(self, saved: Checkpoint) -> None:
+        metrics = self._read(METRICS)
+        kept = metrics[: saved.metrics_bytes]
+        self._metrics, self._metrics_bytes = hashlib.sha256(kept), len(kept)
+        if self._metrics.hexdigest() != saved.covers.get(METRICS):
             raise ResumeError(
                 f"{self.path / METRICS} is damaged before round {saved.server_round}. To go back "
                 "to the checkpoint before it, remove the newest folder in "
                 f"{self.path / 'checkpoint'} and resume again."
             )
-        write_atomic(self.path / METRICS, metrics)
-        return saved
+        if len(kept) < len(metrics):
+            write_atomic(self.path / METRICS, kept)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run's end, or the end of its last sitting, was written."""
+        return (self.path / MODEL).is_file() and (self.path / SUMMARY).is_file()
+
+    def reopen(self) -> None:
+        """Remove the summary of an earlier sitting: the run goes on."""
+        (self.path / SUMMARY).unlink(missing_ok=True)
 
     def write_end(self, params: Params, summary: Mapping[str, Any]) -> None:
-        """Write the final model and the summary."""
+        """Write the final model and the summary, with the latest of each group of metrics."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in params.items()}
-        write_atomic(self.path / "model.safetensors", save_tensors(tensors))
-        self._write(SUMMARY, _json(summary))
+        write_atomic(self.path / MODEL, save_tensors(tensors))
+        latest: dict[str, Any] = {}
+        seconds = 0.0
+        for line in self.rounds():
+            latest |= {group: line[group] for group in ("train", "clients", "central") if line[group]}
+            seconds += line["seconds"]
+        self._write(SUMMARY, _json({**summary, "seconds": seconds, "metrics": latest}))
 
     def config(self) -> Config:
-        """Return the configuration that the run was started with."""
-        return Config.from_yaml(self._read(CONFIG).decode(errors="replace"), str(self.path / CONFIG))
+        """Return the configuration that the run was started with.
+
+        Raises:
+            ResumeError: It is damaged, or no longer valid.
+        """
+        path = self.path / CONFIG
+        try:
+            return Config.from_yaml(self._read(CONFIG).decode(errors="replace"), str(path))
+        except ConfigError as error:
+            raise ResumeError(f"{path} is damaged, or no longer valid: {error}") from error
 
     def _write(self, name: str, text: str) -> None:
-        write_atomic(self.path / name, text.encode())
+        data = text.encode()
+        write_atomic(self.path / name, data)
+        if name in STATIC:
+            self._covers[name] = sha256(data)
 
     def _read(self, name: str) -> bytes:
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise ResumeError(f"{self.path / name} cannot be read: {error.strerror}") from error
+
+
+def json_line(report: RoundReport) -> str:
+    """Return a report as one line of JSON; NaN and infinities, which JSON lacks, become null."""
+    values = dataclasses.asdict(report)
+    try:
+        return json.dumps(values, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(values), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_unchanged(started: Config, asked: Config) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -24,9 +25,14 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.engines.base import LocalGrid
+from fedsim.errors import FedsimError, TooFewClientsError
 from fedsim.participation.base import Schedule
 from fedsim.records import Params, to_record, to_tensors
 from fedsim.strategy import FedsimStrategy
+
+
+class StrategyError(FedsimError):
+    """A strategy could not make the next model out of good replies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,7 @@ class RoundReport:
         asked: Clients that were asked to train.
         admitted: Client indices whose replies were used.
         rejected: reason -> count.
-        details: The first few rejections in words.
+        details: The first few rejections in words, of training and of evaluation.
         train, clients, central: Metrics averaged over training clients, over evaluating clients,
             and of the central test set; empty where not measured.
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
@@ -123,7 +129,7 @@ class RoundLoop:
                     asked=train.asked,
                     admitted=train.admitted,
                     rejected=dict(train.rejected),
-                    details=train.details,
+                    details=train.details + clients.details,
                     train=train.mean_metrics(),
                     clients=clients.mean_metrics(),
                     central=central,
@@ -135,26 +141,30 @@ class RoundLoop:
     def train(self, server_round: int, params: Params) -> tuple[Params, AdmittedReplies]:
         """Run one training exchange; return the next model and the replies it was made of."""
         arrays = self._record(params)
-        with self._participants(server_round) as someone:
-            if not someone and not isinstance(self.strategy, FedsimStrategy):
-                return params, AdmittedReplies.nothing()  # Flower's own would wait for ever
+        with self._participants(server_round, "train") as someone:
+            if not someone:
+                return params, AdmittedReplies.nothing()
             sent = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
         replies = self._exchange(sent, params)
-        new_arrays, _ = self.strategy.aggregate_train(server_round, replies)
-        if new_arrays is None or not len(new_arrays):
-            return params, replies
-        return self._like(params, new_arrays), replies
+        drawn = self._draw(replies)
+        with self._named(server_round, replies):
+            new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)
+            if new_arrays is None or not len(new_arrays):
+                return params, replies
+            return _like(params, new_arrays, type(self.strategy).__name__), replies
 
     def _evaluate(self, server_round: int, params: Params) -> AdmittedReplies:
         arrays = self._record(params)
-        with self._participants(server_round) as someone:
-            if not someone and not isinstance(self.strategy, FedsimStrategy):
+        with self._participants(server_round, "evaluate") as someone:
+            if not someone:
                 return AdmittedReplies.nothing()
             sent = self.strategy.configure_evaluate(
                 server_round, arrays, ConfigRecord(), self.grid
             )
         replies = self._exchange(sent, None)
-        self.strategy.aggregate_evaluate(server_round, replies)
+        drawn = self._draw(replies)
+        with self._named(server_round, replies):
+            self.strategy.aggregate_evaluate(server_round, drawn)
         return replies
 
     def _exchange(self, sent: Iterable[Message], expected: Params | None) -> AdmittedReplies:
@@ -163,18 +173,55 @@ class RoundLoop:
         if expected is not None and isinstance(self.strategy, FedsimStrategy):
             extra = self.strategy.expected_upload
         received = self.grid.send_and_receive(sent, timeout=self.admission.timeout_s)
-        return self.admission.admit(sent, received, expected, extra)
+        client_index = getattr(self.grid, "client_index", None)
+        return self.admission.admit(sent, received, expected, extra, client_index)
+
+    def _draw(self, replies: AdmittedReplies) -> Iterable[Message]:
+        """Return what the strategy gets: ours draw their replies lazily, others expect a list."""
+        return replies if isinstance(self.strategy, FedsimStrategy) else list(replies)
 
     @contextmanager
-    def _participants(self, server_round: int) -> Iterator[bool]:
+    def _named(self, server_round: int, replies: AdmittedReplies) -> Iterator[None]:
+        """Turn what a third-party strategy fails with into one clear error.
+
+        Its replies are good, so it is the strategy that cannot do with them.
+        """
+        try:
+            yield
+        except FedsimError:
+            raise
+        except Exception as error:
+            if isinstance(self.strategy, FedsimStrategy):
+                raise  # our bug, which deserves its traceback
+            raise StrategyError(
+                f"{type(self.strategy).__name__} failed in round {server_round} on "
+                f"{len(replies.admitted)} good replies of {replies.asked} asked: "
+                f"{type(error).__name__}: {error}\n"
+                "give it more clients (participation) or settings that suit their number (strategy)"
+            ) from error
+
+    @contextmanager
+    def _participants(self, server_round: int, kind: str) -> Iterator[bool]:
         """Let third-party strategies see (and sample) this round's participants, by a keyed draw.
 
-        Flower samples with the global `random` module; it is seeded for the call and put back.
+        Flower samples with the global `random` module; it is seeded for the call and put back. It
+        also waits for ever for its minimum of nodes, which is why the number is checked first.
+        False where there is nobody to sample among.
+
+        Raises:
+            TooFewClientsError: There are fewer than the strategy's minimum.
         """
-        if isinstance(self.strategy, FedsimStrategy) or not isinstance(self.grid, LocalGrid):
+        if isinstance(self.strategy, FedsimStrategy):
+            yield True
+            return
+        minimum = _minimum(self.strategy, kind)
+        if not isinstance(self.grid, LocalGrid):
+            self._wait(minimum)
             yield True
             return
         clients = self.schedule.select(server_round)
+        if 0 < len(clients) < minimum:
+            raise _too_few(self.strategy, kind, f"round {server_round} has {len(clients)}", minimum)
         key = seeds.sequence(self.seed, server_round, seeds.SERVER, "flower-sampling")
         before = random.getstate()
         random.seed(int(key.generate_state(1, np.uint64)[0]))
@@ -185,15 +232,54 @@ class RoundLoop:
             self.grid.set_available(None)
             random.setstate(before)
 
+    def _wait(self, minimum: int) -> None:
+        """Wait for nodes to connect, as long as an exchange may take."""
+        deadline = time.monotonic() + self.admission.timeout_s
+        while (count := len(list(self.grid.get_node_ids()))) < minimum:
+            if time.monotonic() > deadline:
+                within = f"{count} connected within {self.admission.timeout_s} s"
+                raise _too_few(self.strategy, "train", within, minimum)
+            time.sleep(min(1.0, self.admission.timeout_s / 10))
+
     def _record(self, params: Params) -> ArrayRecord:
         return to_record(params, zero_copy=bool(getattr(self.grid, "zero_copy", False)))
 
-    @staticmethod
-    def _like(params: Params, arrays: ArrayRecord) -> Params:
-        """Return a strategy's result in the model's dtypes; some of Flower's change them."""
-        new = to_tensors(arrays)
-        return {
-            name: (new[name].round() if not t.is_floating_point() else new[name]).to(t.device, t.dtype)
-            for name, t in params.items()
-        }
+
+def _like(params: Params, arrays: ArrayRecord, strategy: str) -> Params:
+    """Return a strategy's result in the model's dtypes; some of Flower's change them.
+
+    Raises:
+        StrategyError: It is no such model, or not a finite one.
+    """
+    new, result = to_tensors(arrays), {}
+    for name, like in params.items():
+        if name not in new or new[name].shape != like.shape:
+            raise StrategyError(f"{strategy} returned no array '{name}' of {list(like.shape)}")
+        tensor = new[name] if like.is_floating_point() else new[name].round()
+        result[name] = tensor.to(like.device, like.dtype)
+        if not bool(torch.isfinite(result[name]).all()):
+            raise StrategyError(
+                f"{strategy} made a model that is not finite (array '{name}') out of finite replies; "
+                "lower the learning rates (strategy, client), or use one that stands outliers, "
+                "e.g. strategy=fedmedian"
+            )
+    return result
+
+
+def _minimum(strategy: Strategy, kind: str) -> int:
+    """Return how many nodes one of Flower's strategies waits for before it samples."""
+    while isinstance(inner := getattr(strategy, "strategy", None), Strategy):
+        strategy = inner  # a wrapper, such as those for differential privacy
+    if not getattr(strategy, f"fraction_{kind}", 1.0):
+        return 0  # it asks nobody
+    minima = ("min_available_nodes", f"min_{kind}_nodes")
+    return max(int(getattr(strategy, name, 0)) for name in minima)
+
+
+def _too_few(strategy: Strategy, kind: str, there: str, minimum: int) -> TooFewClientsError:
+    return TooFewClientsError(
+        f"{type(strategy).__name__} needs {minimum} clients to {kind}, but {there}; "
+        f"lower strategy.min_{kind}_nodes and strategy.min_available_nodes, or have more clients "
+        "take part (participation)"
+    )
 

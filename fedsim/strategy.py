@@ -2,14 +2,15 @@
 
 An algorithm overrides `aggregate` (and, where it has them, `client_half`, `client_payload`,
 `state_dict`, `load_state_dict`); everything that Flower calls is here, once. Any strategy of ours
-can be dropped into a plain Flower `ServerApp`: then every connected node takes part in every
-round, under the index it was first seen with.
+can be dropped into a plain Flower `ServerApp`: then every node that is connected takes part in
+every round, under the index it was first seen with; nodes that have left count as clients still.
 """
 
 from __future__ import annotations
 
 import abc
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.half import ClientHalf
-from fedsim.errors import ResumeError
+from fedsim.errors import ResumeError, TooFewClientsError
 from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
 from fedsim.records import Instructions, Params, Replies, to_record, to_tensors
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor | np.ndarray | int | float]
 """A strategy's state: plain arrays and numbers; the checkpoint is exactly this."""
+
+CONNECT_S = 60.0
+"""Outside simulation: how long to wait for the first node, or for all of a scenario's clients."""
 
 EvaluateWhom = Literal["none", "cohort", "all"]
 
@@ -122,7 +126,7 @@ class FedsimStrategy(Strategy, abc.ABC):
     ) -> Instructions:
         """Address this round's participants, each with its own payload."""
         nodes = self._nodes(grid)
-        asked = np.arange(nodes.count)
+        asked = nodes.connected
         if self.federation is not None:
             asked = self.federation.schedule.select(server_round)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
@@ -162,7 +166,7 @@ class FedsimStrategy(Strategy, abc.ABC):
         nodes = self._nodes(grid)
         asked = np.arange(0)
         if self.federation is not None and self.federation.evaluate == "all":
-            asked = np.arange(nodes.count)
+            asked = nodes.connected
         elif self.federation is not None and self.federation.evaluate == "cohort":
             asked = self.federation.schedule.select(server_round)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
@@ -217,13 +221,18 @@ class FedsimStrategy(Strategy, abc.ABC):
         )
 
     def _nodes(self, grid: Grid) -> _Nodes:
-        node_ids = getattr(grid, "node_ids", None)
-        if self.federation is not None and node_ids is not None:
-            return _Nodes(self.federation.num_clients, node_ids)
+        federation, node_ids = self.federation, getattr(grid, "node_ids", None)
+        if federation is not None and node_ids is not None:
+            return _Nodes(federation.num_clients, np.arange(federation.num_clients), node_ids)
         known: list[int] = self.__dict__.setdefault("_known_nodes", [])
-        known += sorted(set(grid.get_node_ids()) - set(known))
-        table = np.array(known, dtype=np.uint64)
-        return _Nodes(len(known), lambda index: table[index])
+        here = _connected(grid, known, 1 if federation is None else federation.num_clients)
+        known += sorted(here.difference(known))
+        table = np.array(known, dtype=np.uint64)  # Flower's ids use all 64 bits
+        connected = np.flatnonzero([node in here for node in known])
+        if federation is None:
+            return _Nodes(len(known), connected, lambda index: table[index])
+        connected = connected[connected < federation.num_clients]
+        return _Nodes(federation.num_clients, connected, lambda index: table[index])
 
 
 @dataclass(frozen=True)
@@ -231,7 +240,24 @@ class _Nodes:
     """Client index -> node id, for a population of any size."""
 
     count: int
+    connected: np.ndarray
     ids: Callable[[np.ndarray], np.ndarray]
+
+
+def _connected(grid: Grid, known: list[int], minimum: int) -> set[int]:
+    """Return the connected nodes, once there have been `minimum` in all.
+
+    A `ServerApp` starts before its nodes have connected.
+    """
+    deadline = time.monotonic() + CONNECT_S
+    while len((here := set(grid.get_node_ids())).union(known)) < minimum:
+        if time.monotonic() > deadline:
+            raise TooFewClientsError(
+                f"{len(here)} nodes have connected within {CONNECT_S:g} s, but {minimum} are needed; "
+                "start more of them, or lower partition.num_clients"
+            )
+        time.sleep(min(1.0, CONNECT_S / 10))
+    return here
 
 
 def _metric_record(replies: AdmittedReplies) -> MetricRecord | None:

@@ -84,6 +84,13 @@ class FedAU(FedsimStrategy):
     def _grow(self, num_clients: int) -> None:
         """Make room for clients that were not there before; outside simulation, nodes may join."""
         more = num_clients - len(self._last_N)
+        if not more:
+            return
+        if more < 0:
+            raise ResumeError(
+                f"FedAU's state is of {len(self._last_N)} clients, but there are {num_clients}; "
+                "was the partition changed?"
+            )
         self._last_N = np.concatenate([self._last_N, np.zeros(more, np.int64)])
         self._closed_N = np.concatenate([self._closed_N, np.zeros(more, np.int64)])
         self._mean_N = np.concatenate([self._mean_N, np.ones(more)])

@@ -33,10 +33,10 @@ class KnownProbability(FedsimStrategy):
     rates: Annotated[list[float], Range(gt=0, le=1)] | None = None
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
-        weights_N = 1.0 / self._rates(context)
+        rates_N = self._rates(context)
         total = WeightedSum(context.params)
         for chunk in replies.chunks():
-            total.add(chunk.arrays, weights_N[chunk.client_index])
+            total.add(chunk.arrays, 1.0 / rates_N[chunk.client_index])
         return total.step(context.params, self.server_lr / context.num_clients)
 
     def _rates(self, context: Round) -> np.ndarray:

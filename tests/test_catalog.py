@@ -61,7 +61,7 @@ def test_listing_imports_neither_torch_nor_hydra() -> None:
         "print(sorted({'torch', 'hydra', 'omegaconf', 'yaml', 'flwr', 'numpy'} & set(sys.modules)))"
     )
     path = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; "
-    run = subprocess.run(  # noqa: S603
+    run = subprocess.run(
         [sys.executable, "-c", path + code], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
@@ -79,7 +79,8 @@ def test_keys_tell_type_default_and_value(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["privacy.accountant.orders"].value == [2, 4], "parts inside parts are listed, too"
     assert found["privacy.sigma"].value == 3.0
     assert "evaluation" not in found
-    assert list(found)[0] == "name"
+    assert next(iter(found)) == "name"
+    assert found["plugins"].default == []
 
 
 @pytest.mark.parametrize(

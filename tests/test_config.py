@@ -1,4 +1,4 @@
-"""From a scenario's name and overrides to checked values, and every way in which that is refused."""
+"""From a scenario's name and overrides to checked values, and all ways in which that is refused."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ EXACT = {
     "scenarios/base.yaml)",
     ("base", "~rounds=7"): "rounds: is 50, not 7: kept (set on the command line)",
     ("base", "client._target_=os.system"): "client._target_: 'os.system' is not allowed; allowed "
-    "prefixes: fedsim., strategies., privacy., flwr.serverapp.strategy., torch.nn., toylab. (to use "
-    "code of your own, list its package under 'plugins:') (set on the command line)",
+    "prefixes: fedsim., strategies., privacy., flwr.serverapp.strategy., torch.nn., toylab. (to "
+    "use code of your own, list its package under 'plugins:') (set on the command line)",
     (
         "base",
         "partition._target_=toylab.Sgd",
@@ -327,7 +327,7 @@ def test_hash_does_not_depend_on_the_process() -> None:
         f"print(compose('private', root=Path({str(ROOT)!r})).hash)"
     )
     path = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; "
-    run = subprocess.run(  # noqa: S603
+    run = subprocess.run(
         [sys.executable, "-c", path + code], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == compose("private", root=ROOT).hash

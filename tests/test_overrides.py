@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_refused(text: str) -> None:
         parse([text])
 
 
-@pytest.mark.parametrize("text", ["a=" + "9" * 5000, "a=" + "[" * 5000, "a=" + "x" * 10])
+@pytest.mark.parametrize("text", ["a=" + "9" * 5000, "a=" + "[" * 1500, "a=" + "x" * 10])
 def test_absurd_values_end_in_an_error_or_a_value(text: str) -> None:
     try:
         parse([text])

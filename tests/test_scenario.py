@@ -59,7 +59,7 @@ def test_sections_are_the_fields_that_are_parts() -> None:
         (Admission, "max_examples", [1], [0]),
         (Admission, "on_failure", ["continue", "stop"], ["retry"]),
         (Admission, "timeout_s", [1e-3, 5], [0, -1.0, float("nan")]),
-        (Output, "root", ["runs", "/tmp/x"], ["", "a\0b", None]),  # noqa: S108
+        (Output, "root", ["runs", "/tmp/x"], ["", "a\0b", None]),
     ],
 )
 def test_ranges(part: Any, field: str, good: list[Any], bad: list[Any]) -> None:

@@ -63,11 +63,11 @@ def test_a_path_extends_our_base_and_uses_its_own_parts_first(tmp_path: Path) ->
         "b\\c.yaml",
     ],
 )
-@pytest.mark.parametrize("folder", ["plain", "it's, a=[folder]"])
-def test_odd_file_names_work(name: str, folder: str, tmp_path: Path) -> None:
-    file = write(tmp_path / folder / name, EXTENDS + "rounds: 5\nname: x\n")
+def test_odd_file_names_work(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "it's, a=[folder]"
+    file = write(folder / name, EXTENDS + "rounds: 5\nname: x\n")
     assert compose(file, root=ROOT).values["rounds"] == 5
-    message = refusal(write(tmp_path / folder / name, EXTENDS + "rounds: 0\nname: x\n"))
+    message = refusal(write(folder / name, EXTENDS + "rounds: 0\nname: x\n"))
     assert message.endswith(f"(set in {file})")
 
 

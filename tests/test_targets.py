@@ -121,8 +121,8 @@ def test_a_target_must_be_text(target: Any) -> None:
         "hydra.",
         "",
         ".",
-    ]
-    + ["..", "*", "my lab.", "mylab..x", "_mylab.", "mylab._x", "../mylab", "mylab.\n", None, 3],
+        *("..", "*", "my lab.", "mylab..x", "_mylab.", "mylab._x", "../mylab", "mylab.\n", None, 3),
+    ],
 )
 def test_plugins_must_be_packages_of_the_users_own(plugin: Any) -> None:
     with pytest.raises(ConfigError, match=r"^plugins: "):
@@ -131,7 +131,7 @@ def test_plugins_must_be_packages_of_the_users_own(plugin: Any) -> None:
 
 def test_plugin_prefixes_end_at_a_dot() -> None:
     assert plugin_prefixes(["mylab", "mylab.sub."]) == ("mylab.", "mylab.sub.")
-    with pytest.raises(ConfigError, match="'toylab.Sgd' is not allowed"):
+    with pytest.raises(ConfigError, match=r"'toylab\.Sgd' is not allowed"):
         locate("toylab.Sgd", ["toy"])
 
 

@@ -86,7 +86,8 @@ def evaluate_clients(runtime: ClientRuntime, clients: np.ndarray, params: Params
     x, y = pool.take(np.concatenate(pool.rows))
     runtime.model.eval()
     sums: dict[str, torch.Tensor] = {}
-    for x_part, y_part, who in zip(x.split(4096), y.split(4096), owner.split(4096), strict=True):
+    parts = (torch.split(t, 4096) for t in (x, y, owner))
+    for x_part, y_part, who in zip(*parts, strict=True):
         outputs = runtime.apply(params, x_part)
         for name, values in sample_scores(runtime.dataset.task, outputs, y_part).items():
             total = sums.setdefault(name, values.new_zeros(len(clients), dtype=torch.float64))

@@ -55,7 +55,7 @@ class ClientRuntime:
         Tied parameters appear once, under their first name.
         """
         persistent = self.model.state_dict(keep_vars=True)
-        named = dict(self.model.named_parameters())
+        named: Params = dict(self.model.named_parameters())
         named |= {name: b for name, b in self.model.named_buffers() if name in persistent}
         return {name: tensor.detach().clone() for name, tensor in named.items()}
 
@@ -78,7 +78,8 @@ class ClientRuntime:
         The split is keyed by the client alone, the same in every round.
         """
         indices = self.partition.indices(client)
-        return indices[self.positions(client, len(indices), held_out=held_out)]
+        own: np.ndarray = indices[self.positions(client, len(indices), held_out=held_out)]
+        return own
 
     def positions(self, client: int, n: int, *, held_out: bool) -> np.ndarray:
         """Return positions in [0, n) of a client's training, or held-out, samples."""

@@ -142,14 +142,14 @@ class RuleStep(CohortStep):
         """Return the half's criterion per client; it sees its true batch, so lengths group."""
         outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
         losses_A = outputs.new_zeros(len(lengths))
+
+        def one(z: Tensor, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor) -> Tensor:
+            context = self.context(arrays, steps)
+            return self.runtime.half.criterion(z, Batch(x=xb, y=yb), context)
+
         for length, index in length_groups(lengths, y.device):
-
-            def one(z: Tensor, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor) -> Tensor:
-                context = self.context(arrays, steps)
-                return self.runtime.half.criterion(z, Batch(x=xb, y=yb), context)
-
-            batch = (t[index, :length] for t in (outputs_AB, x, y))
-            losses_A = losses_A.index_put((index,), torch.vmap(one)(*batch, *self.own(index)))
+            z, xb, yb = (t[index, :length] for t in (outputs_AB, x, y))
+            losses_A[index] = torch.vmap(one)(z, xb, yb, *self.own(index))
         return losses_A
 
     @torch.no_grad()
@@ -193,7 +193,7 @@ class VmapStep(CohortStep):
         for length, index in length_groups(lengths, y.device):
             trained = {name: w[index] for name, w in self.trained.items()}
             rest = {name: w[index] for name, w in self.weights.items() if name not in trained}
-            batch = (t[index, :length] for t in (x, y))
+            batch = [t[index, :length] for t in (x, y)]
             step = torch.vmap(torch.func.grad_and_value(loss))
             part, values = step(trained, rest, *batch, *self.own(index))
             losses_A[index] = values
@@ -203,8 +203,10 @@ class VmapStep(CohortStep):
         return losses_A
 
 
-def length_groups(lengths: np.ndarray, device: torch.device) -> list[tuple[int, Tensor]]:
+def length_groups(lengths: np.ndarray, device: torch.device) -> list[tuple[int, slice | Tensor]]:
     """Return [(batch length, rows with that length)]; usually the full one and a few short."""
+    if lengths.min() == lengths.max():
+        return [(int(lengths[0]), slice(len(lengths)))]  # views of the weights, no copies
     return [
         (int(length), torch.from_numpy(np.flatnonzero(lengths == length)).to(device))
         for length in np.unique(lengths)

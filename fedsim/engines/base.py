@@ -56,19 +56,21 @@ class LocalGrid(Grid):
         self._available = client_index
 
     def context(self, client: int) -> Context:
-        """Return one client's Flower context; its state persists between messages."""
+        """Return one client's Flower context, with a copy of the state that was kept last."""
         return Context(
             run_id=self._run.run_id,
             node_id=client + FIRST_NODE_ID,
             node_config={"partition-id": client, "num-partitions": self.num_clients},
-            state=self._states.get(client, RecordDict()),
+            state=isolate(self._states.get(client, RecordDict())),
             run_config={},
         )
 
     def keep_state(self, client: int, context: Context) -> None:
-        """Keep what a client app left in its context's state."""
+        """Keep what a client app left in its context's state, for its next message."""
         if context.state:
             self._states[client] = context.state
+        else:
+            self._states.pop(client, None)
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -93,11 +95,15 @@ class LocalGrid(Grid):
         return ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for reply in self.send_and_receive(list(messages)):
+        messages = list(messages)
+        ids: list[str] = []
+        waiting: dict[int, list[str]] = {}  # replies may come in another order
+        for message in messages:
             self._pushed += 1
             ids.append(f"message-{self._pushed}")
-            self._inbox[ids[-1]] = reply
+            waiting.setdefault(message.metadata.dst_node_id, []).append(ids[-1])
+        for reply in self.send_and_receive(messages):
+            self._inbox[waiting[reply.metadata.src_node_id].pop(0)] = reply
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -112,3 +118,12 @@ class LocalGrid(Grid):
     @abc.abstractmethod
     def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
         """Run the clients that `messages` ask, and return their replies, lazily if possible."""
+
+
+def isolate(content: RecordDict) -> RecordDict:
+    """Copy the records but not the array payloads.
+
+    Flower's strategies put one `RecordDict` object into all messages of a round; a real wire
+    isolates clients by serialising, so an in-process grid must copy.
+    """
+    return RecordDict({key: record.copy() for key, record in content.items()})

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
 from flwr.app import Message
+from torch import Tensor
 
 from fedsim.client.app import make_client_app
 from fedsim.client.cohort import CohortTrainer, evaluate_clients
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import RuleStep, VmapStep
 from fedsim.engines.base import EnginePart
+from fedsim.engines.flwr_compat import FIRST_NODE_ID
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.layers.probe import probe_independence
+from fedsim.models.dropout import KeyedDropout
 from fedsim.parts import Range
 from fedsim.records import (
     ARRAYS,
-    CLIENT_ARRAYS,
     CONFIG,
     Chunk,
     Instructions,
+    Params,
     Replies,
+    Scalar,
     reply_content,
     stack,
     to_tensors,
@@ -43,8 +47,8 @@ class Cohort(EnginePart):
     """Vectorised engine.
 
     Attributes:
-        chunk: How many clients train at once; null lets the engine choose (about 10 on a CPU, so
-            that their weights stay in cache; as many as fit a quarter of the memory on a GPU).
+        chunk: How many clients train at once; null lets the engine choose (on a CPU, so that their
+            weights stay in cache; as many as fit a quarter of the memory on a GPU).
         plan: `rules`: layer rules. `vmap`: `torch.func`. `sequential`: the reference, one by one.
             `auto`: the first of these that the model and the client half allow; said once.
     """
@@ -94,28 +98,30 @@ class CohortGrid(InProcessGrid):
         groups: dict[tuple[object, ...], list[Message]] = {}
         for message in messages:
             content, kind = message.content, message.metadata.message_type
-            known = set(content) <= {ARRAYS, CONFIG} and CLIENT_ARRAYS not in content
-            if not known or kind not in ("train", "evaluate"):
+            if set(content) != {ARRAYS, CONFIG} or kind not in ("train", "evaluate"):
                 return None
-            config = {k: v for k, v in content[CONFIG].items() if k != "client-index"}
-            key = (kind, id(content[ARRAYS]), repr(sorted(config.items())))
+            config = content.config_records[CONFIG]
+            if "server-round" not in config:
+                return None
+            settings = sorted((k, v) for k, v in config.items() if k != "client-index")
+            key = (kind, id(content.array_records[ARRAYS]), repr(settings))
             groups.setdefault(key, []).append(message)
-        result = []
-        for (kind, *_), group in groups.items():
-            nodes = np.array(sorted(m.metadata.dst_node_id for m in group), np.int64)
-            config = dict(group[0].content[CONFIG])
-            result.append(
-                Instructions(
-                    message_type=str(kind),
-                    server_round=int(config["server-round"]),
-                    client_index=nodes - self.node_ids(np.zeros(1, np.int64))[0],
-                    node_ids=nodes,
-                    arrays=group[0].content[ARRAYS],
-                    config=config,
-                    zero_copy=True,
-                )
-            )
-        return result
+        return [self._instructions(group) for group in groups.values()]
+
+    def _instructions(self, group: list[Message]) -> Instructions:
+        """Return messages that ask the same as one `Instructions`, in client order."""
+        first = group[0].content
+        nodes = np.array(sorted(message.metadata.dst_node_id for message in group), np.int64)
+        config = cast(Mapping[str, Scalar], first.config_records[CONFIG])
+        return Instructions(
+            message_type=group[0].metadata.message_type,
+            server_round=int(config["server-round"]),
+            client_index=nodes - FIRST_NODE_ID,
+            node_ids=nodes,
+            arrays=first.array_records[ARRAYS],
+            config=config,
+            zero_copy=True,
+        )
 
 
 class CohortReplies(Replies):
@@ -175,19 +181,38 @@ def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
 
 
 def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
-    """Make a `torch.func` trainer, after one forward of two stacked clients has worked."""
-    params = {name: torch.stack([t, t]) for name, t in runtime.initial_params().items()}
-    x = runtime.dataset.train_x[:2]
+    """Make a `torch.func` trainer, after the gradients of two stacked clients have worked.
+
+    Raises:
+        NotImplementedError: The model keeps state that `torch.func` would lose.
+    """
+    if any(isinstance(m, KeyedDropout) and m.p > 0 for m in runtime.model.modules()):
+        raise NotImplementedError("dropout draws its masks outside of it")
+    params, x = runtime.initial_params(), runtime.dataset.train_x[:2]
     runtime.model.train()
-    torch.vmap(runtime.apply)(params, torch.stack([x, x]))
+    runtime.apply(params, x)
+    for name, tensor in runtime.initial_params().items():
+        if not torch.equal(params[name], tensor):
+            raise NotImplementedError(f"training changes buffer '{name}' beside the parameters")
+
+    def total(trained: Params, rest: Params, x: Tensor) -> Tensor:
+        return runtime.apply({**rest, **trained}, x).sum()
+
+    pairs = {name: torch.stack([t, t]) for name, t in params.items()}
+    trained = {name: pairs.pop(name) for name in runtime.trainable}
+    torch.vmap(torch.func.grad(total))(trained, pairs, torch.stack([x, x]))
     return CohortTrainer(runtime, VmapStep)
 
 
 def default_chunk(runtime: ClientRuntime) -> int:
-    """Return how many clients to train at once, by the measurements in results/speed."""
+    """Return how many clients to train at once.
+
+    On a CPU, as many as keep their weights in the cache (8 MiB of them), at least 4 and at most 64:
+    small models cost dispatch, which more clients share; large ones memory traffic.
+    """
     device = runtime.dataset.train_x.device
-    if device.type != "cuda":
-        return 10
     size = sum(t.numel() * t.element_size() for t in runtime.initial_params().values())
+    if device.type != "cuda":
+        return max(4, min(64, 2**23 // max(size, 1)))
     free, _ = torch.cuda.mem_get_info(device)
     return max(10, min(4096, free // 4 // max(size, 1)))

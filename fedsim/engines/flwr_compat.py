@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 
-from flwr.app import Error, Message
+from flwr.app import Array, Error, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -33,9 +34,22 @@ def client_error(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
+def through_wire(content: RecordDict) -> RecordDict:
+    """Return what the other side of a real wire would get.
+
+    Raises:
+        TypeError: A record holds tensors, whose class Flower's wire format does not know.
+    """
+    for key, record in content.array_records.items():
+        for name, array in record.items():
+            if type(array) is not Array:
+                raise TypeError(f"'{name}' of record '{key}' is a {type(array).__name__}")
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
 def quiet_flower() -> None:
     """Keep Flower's own progress lines out of ours; its warnings and errors stay."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
-__all__ = ["FIRST_NODE_ID", "Run", "client_error", "make_run", "quiet_flower"]
+__all__ = ["FIRST_NODE_ID", "Run", "client_error", "make_run", "quiet_flower", "through_wire"]

@@ -6,13 +6,13 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedsim.client.app import make_client_app
 from fedsim.client.runtime import ClientRuntime
-from fedsim.engines.base import EnginePart, LocalGrid
-from fedsim.engines.flwr_compat import client_error
+from fedsim.engines.base import EnginePart, LocalGrid, isolate
+from fedsim.engines.flwr_compat import client_error, through_wire
 from fedsim.records import Chunk, Replies
 
 
@@ -44,17 +44,23 @@ class InProcessGrid(LocalGrid):
         return MessageReplies(self, messages)
 
     def run_one(self, message: Message) -> Message:
-        """Run one client app; an exception becomes an error reply, as in Flower's own engines."""
+        """Run one client app; an exception becomes an error reply, as in Flower's own engines.
+
+        The client's state is then what it was before.
+        """
         client = self.client_index(message.metadata.dst_node_id)
         context = self.context(client)
+        carry = isolate if self.zero_copy else through_wire
         inbox = Message(
-            isolate(message.content),
+            carry(message.content),
             message.metadata.dst_node_id,
             message.metadata.message_type,
             group_id=message.metadata.group_id,
         )
         try:
             reply = self.app(inbox, context)
+            if not self.zero_copy and reply.has_content():
+                reply.content = carry(reply.content)
         except Exception as error:  # a client's failure is data here, counted by admission
             return client_error(message, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         self.keep_state(client, context)
@@ -74,12 +80,3 @@ class MessageReplies(Replies):
 
     def chunks(self) -> Iterator[Chunk]:
         raise TypeError("replies that are messages are stacked by admission; see fedsim.admission")
-
-
-def isolate(content: RecordDict) -> RecordDict:
-    """Copy the records but not the array payloads.
-
-    Flower's strategies put one `RecordDict` object into all messages of a round; a real wire
-    isolates clients by serialising, so an in-process grid must copy.
-    """
-    return RecordDict({key: record.copy() for key, record in content.items()})

@@ -76,9 +76,13 @@ class StackedLayer(nn.Module, abc.ABC):
         if not torch.is_grad_enabled():
             return y
         if not y.requires_grad:  # the first layer: autograd starts here, not at the weights
-            y = y.requires_grad_().clone()  # a leaf could not be written into
-        self.tape.records.append((self, a.detach(), get_gradient_edge(y)))
-        return y
+            y.requires_grad_()
+        # The same values as neither a leaf (which could not be written into) nor a view of another
+        # tensor (writing into one would take this edge out of the graph); what torch itself does
+        # inside `matmul`.
+        out: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
+        self.tape.records.append((self, a.detach(), get_gradient_edge(out)))
+        return out
 
     def weight(self, parameter: str) -> Tensor | None:
         """Return the active clients' rows of one parameter, `[K, ...]`, or None if absent."""

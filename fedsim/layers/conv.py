@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from fedsim.layers.base import StackedLayer
 from fedsim.records import Params
@@ -47,7 +48,7 @@ class StackedConv2d(StackedLayer):
         if (target := self.rows(into, "weight")) is not None:
             inputs, grads = a.chunk(len(weights)), g.chunk(len(weights))
             for k, (part, grad) in enumerate(zip(inputs, grads, strict=True)):
-                weight_grad = torch.nn.grad.conv2d_weight(
+                weight_grad = conv2d_weight(  # type: ignore[no-untyped-call]
                     part,
                     list(weights.shape[1:]),
                     grad,

@@ -6,7 +6,9 @@ FedAU (Wang & Ji 2024, arXiv:2306.03401), as in the authors' released code, for 
     first turns on in round 1 + r_n,  r_n uniform in 0..off_n - 1;  then on_n on, off_n off, ...
 
 Rounding makes a client's true rate on_n / (on_n + off_n), which `rates()` reports: at least 1/c,
-and c/(c + 1) where p_n = 1. Nothing differs from the code.
+and c/(c + 1) where p_n = 1. Rates hold over time, not over clients in one round: since all start
+off, clients of equal rates are never on in the last round of a period, so the cohort's size itself
+goes up and down with period c. Nothing differs from the code.
 """
 
 from __future__ import annotations

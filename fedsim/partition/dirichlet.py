@@ -58,18 +58,8 @@ class Dirichlet(PartitionPart):
         average = size_C.sum() / self.num_clients
         count_NC = np.zeros(share_NC.shape, np.int64)
         for c in range(len(size_C)):
-            # Someone is below the average as long as a class is left to deal, so `open_N` is
-            # never all False; its shares may still all underflow, hence the uniform fallback.
+            # Someone is below the average as long as a class is left to deal.
             open_N = count_NC.sum(axis=1) < average
-            weight_N1 = np.where(open_N, share_NC[:, c], 0.0)[:, None]
-            if not weight_N1.any():
-                weight_N1 = open_N[:, None].astype(float)
-            count_NC[:, c] = _cut_open(weight_N1, size_C[c : c + 1], open_N)
+            open_share_N1 = assign.normalise(share_NC[open_N, c : c + 1])
+            count_NC[open_N, c] = assign.cut(open_share_N1, size_C[c : c + 1])[:, 0]
         return count_NC
-
-
-def _cut_open(weight_N1: np.ndarray, size_1: np.ndarray, open_N: np.ndarray) -> np.ndarray:
-    """Cut one class among the open clients only: rounding must not leak to a closed last one."""
-    count_N = np.zeros(len(open_N), np.int64)
-    count_N[open_N] = assign.cut(assign.normalise(weight_N1[open_N]), size_1)[:, 0]
-    return count_N

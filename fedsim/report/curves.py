@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fedsim.report import figures
 from fedsim.report.figures import CENTRAL, CLIENTS, HALF, TRAIN, Mark
-from fedsim.report.measures import Headline, axis_label, is_fraction, lower_is_better, scale
+from fedsim.report.measures import Headline, axis_label, is_fraction, lower_is_better, scale, word
 from fedsim.report.round_columns import Rounds, Series, Spread
 
 TRAIN_LOSS = "train-loss"
@@ -23,7 +23,7 @@ def metric_curves(rounds: Rounds, head: Headline) -> str:
     name = head.name
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes = _axes(figure)
         spread = rounds.spread.get(name)
         if spread is not None:
             _draw_band(axes, name, spread)
@@ -37,13 +37,14 @@ def metric_curves(rounds: Rounds, head: Headline) -> str:
             best = head.best * scale(name)
             text = f"best, round {head.best_round}"
             axes.plot([head.best_round], [best], "D", ms=8, mfc="none", mec="black", label=text)
-        axes.set_ylabel(axis_label(figures.label(name)))
+        axes.set_ylabel(figures.label(axis_label(name)))
         better = "lower" if lower_is_better(name) else "higher"
-        axes.set_title(f"{figures.label(name).strip().capitalize()} ({better} is better)")
+        shown = figures.label(word(name)).strip()
+        axes.set_title(f"{shown[:1].upper()}{shown[1:]} ({better} is better)")
         figures.round_axis(axes)
         _finish(axes, name)
 
-    return figures.svg("metric", _SIZE, draw)
+    return figures.svg("metric", _SIZE, draw, fixed=True)
 
 
 def loss_curves(rounds: Rounds, head: Headline) -> str | None:
@@ -60,7 +61,7 @@ def loss_curves(rounds: Rounds, head: Headline) -> str | None:
         return None
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes = _axes(figure)
         for series, mark, text in shown:
             _draw(axes, "loss", series, mark, text)
         axes.set_ylabel("loss")
@@ -68,7 +69,15 @@ def loss_curves(rounds: Rounds, head: Headline) -> str | None:
         figures.round_axis(axes)
         _finish(axes, "loss")
 
-    return figures.svg("loss", _SIZE, draw)
+    return figures.svg("loss", _SIZE, draw, fixed=True)
+
+
+def _axes(figure: Figure) -> Axes:
+    """Return axes that lie alike in both pictures, which stand side by side."""
+    figure.subplots_adjust(left=0.13, right=0.985, top=0.92, bottom=0.29)
+    axes = figure.subplots()
+    axes.margins(x=0.02)
+    return axes
 
 
 def _draw(axes: Axes, name: str, series: Series, mark: Mark, text: str) -> None:
@@ -111,4 +120,4 @@ def _finish(axes: Axes, name: str) -> None:
     low, high = float(value.min()), float(value.max())
     if not is_fraction(name) and low > 0 and high / low >= _LOG_FROM:
         axes.set_yscale("log")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)

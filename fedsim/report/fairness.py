@@ -72,7 +72,7 @@ def fairness_histogram(spread: Fairness) -> str:
         ):
             words = f"{text}: {show(spread.name, value)}"
             axes.axvline(value * times, color=colour, linestyle=line, label=words)
-        axes.set_xlabel(axis_label(figures.label(spread.name)))
+        axes.set_xlabel(figures.label(axis_label(spread.name)))
         axes.set_ylabel("clients")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)

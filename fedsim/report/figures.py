@@ -1,8 +1,8 @@
 """How every picture of the report looks, and how it becomes SVG inside a page.
 
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart by colour-blind readers; each
-comes with its own line style, marker or hatch, so that a print in grey still reads. Text stays text:
-it takes the page's font, can be searched and is found by screen readers.
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), told apart by colour-blind readers;
+each comes with its own line style, marker or hatch, so that a print in grey still reads. Text stays
+text: it takes the page's font and can be searched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ HALF, FULL = 5.2, 10.6
 """Widths in inches of a picture in one of two columns, and of one across the page."""
 
 _TEXT = "#30363d"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#8b949e",
     "axes.grid": True,
     "axes.labelcolor": _TEXT,
@@ -35,16 +36,16 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 10,
+    "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.axisbelow": True,
     "figure.facecolor": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 10,
     "grid.color": "#e6e8eb",
     "grid.linewidth": 0.7,
     "hatch.linewidth": 0.6,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9.5,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
     "lines.linewidth": 1.7,
@@ -83,17 +84,28 @@ def style() -> Iterator[None]:
         yield
 
 
-def svg(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw in the reader's own style, but take names as they are: no mathematics, no warnings."""
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
+def svg(
+    name: str, size: tuple[float, float], draw: Callable[[Figure], None], *, fixed: bool = False
+) -> str:
     """Draw a picture as an SVG element for an HTML page.
 
     Args:
         name: Of the picture, unique in the page: letters only.
         size: Width and height in inches.
         draw: Draws into the figure it is given.
+        fixed: Whether `draw` sets the margins itself; otherwise they follow from the labels.
     """
     buffer = io.StringIO()
     with style():
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout=None if fixed else "constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _inline(buffer.getvalue(), name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedsim.files import write_atomic
-from fedsim.report import page, sections
+from fedsim.report import page, repeat, sections
 from fedsim.report.curves_csv import curves_csv
-from fedsim.report.measures import headline, show
+from fedsim.report.measures import headline, show, word
 from fedsim.report.run_folder import RunData
 
 
@@ -33,7 +33,7 @@ def write_report(run: Path) -> Path:
 def render(data: RunData) -> str:
     """Return the report as HTML."""
     head = headline(data.rounds)
-    figure = f": {head.name} {show(head.name, head.final)}" if head else ""
+    figure = f": {word(head.name)} {show(head.name, head.final)}" if head else ""
     return page.document(
         f"{data.name}{figure} (fedsim)",
         sections.top(data, head),
@@ -44,8 +44,8 @@ def render(data: RunData) -> str:
         sections.who_holds_what(data),
         sections.evenness(data, head),
         sections.last_rounds(data),
-        sections.repeat(data),
-        sections.bottom(data),
+        repeat.repeat(data),
+        repeat.bottom(data),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a metric's name tells: which way is better, how its value is written; and a run's headline."""
+"""What a metric's name tells: which way is better, how it is written; and a run's headline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from fedsim.report.round_columns import Rounds, Series
 
 _FRACTIONS = ("accuracy", "precision", "recall", "f1", "auc")
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "perplexity")
-NUM_EXAMPLES = "num-examples"
-"""Not a measure of the model, but the weight of one."""
-
+_ABBREVIATIONS = ("mse", "mae", "rmse", "auc", "f1")
 _HEADLINES = ("accuracy", "mse", "loss")
 
 MEASURED_BY = {
@@ -43,9 +41,9 @@ class Headline:
 
 
 def headline(rounds: Rounds) -> Headline | None:
-    """Return a run's headline: accuracy, else mean squared error, else loss; central if measured."""
+    """Return a run's headline: accuracy, else mse, else loss; central where it was measured."""
     for group in ("central", "clients", "train"):
-        series = {k: v for k, v in rounds.metrics[group].items() if k != NUM_EXAMPLES}
+        series = {k: v for k, v in rounds.metrics[group].items() if is_shown(k)}
         if not series:
             continue
         name = next((name for name in _HEADLINES if name in series), next(iter(series)))
@@ -71,6 +69,11 @@ def _best(name: str, series: Series) -> tuple[int, float] | None:
     return int(finite.round_M[at]), float(finite.value_M[at])
 
 
+def is_shown(name: str) -> bool:
+    """Whether a metric belongs in a table: not a weight, and never an epsilon without its terms."""
+    return name != "num-examples" and "epsilon" not in name.lower()
+
+
 def lower_is_better(name: str) -> bool:
     """Whether less of a metric is better."""
     return any(word in name.lower() for word in _LOWER_IS_BETTER)
@@ -86,9 +89,19 @@ def scale(name: str) -> float:
     return 100.0 if is_fraction(name) else 1.0
 
 
+def word(name: str) -> str:
+    """Return a metric's name as a reader writes it.
+
+    Example:
+        >>> word("mse"), word("accuracy")
+        ('MSE', 'accuracy')
+    """
+    return name.upper() if name in _ABBREVIATIONS else name
+
+
 def axis_label(name: str) -> str:
     """Return a metric's name with its unit."""
-    return f"{name} (%)" if is_fraction(name) else name
+    return f"{word(name)} (%)" if is_fraction(name) else word(name)
 
 
 def show(name: str, value: float) -> str:
@@ -102,7 +115,7 @@ def show(name: str, value: float) -> str:
         return "not a number"
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
-    return f"{100 * value:.2f} %" if is_fraction(name) else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if is_fraction(name) else f"{value:#.4g}".rstrip(".")
 
 
 def show_seconds(seconds: float) -> str:

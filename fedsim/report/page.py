@@ -82,7 +82,8 @@ footer { margin-top: 3rem; padding-top: 0.8rem; border-top: 1px solid var(--line
   .tiles { grid-template-columns: repeat(4, 1fr); gap: 0.5rem; }
   .tiles dd { font-size: 1.25rem; }
   .pair { grid-template-columns: 1fr 1fr; gap: 1rem; }
-  .pair, .tiles, .box, tr { break-inside: avoid; }
+  .pair, .tiles, .box, .facts, tr { break-inside: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   .scroll { overflow: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

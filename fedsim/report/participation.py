@@ -20,7 +20,9 @@ from fedsim.report.round_columns import Rounds
 MOST_CLIENTS, MOST_ROUNDS = 200, 400
 """The most rows and columns of the raster."""
 
-_REASONS = ((VERMILLION, "///"), (ORANGE, "..."), (PURPLE, "\\\\\\"), (YELLOW, "xxx"), (SKY, "|||"))
+_REASONS = ((VERMILLION, "///"), (ORANGE, "|||"), (PURPLE, "xxx"), (YELLOW, "---"), (SKY, "+++"))
+"""Colour and hatch of a rejection, the most frequent first; dotted hatches make large files."""
+
 OTHER, SILENT = "other reasons", "no reply"
 
 
@@ -46,8 +48,8 @@ class Raster:
     @property
     def rate_K(self) -> np.ndarray:
         """Share of the rounds in which a bin's clients took part."""
-        rate_K: np.ndarray = self.share_KT @ np.diff(self.round_edges)
-        return rate_K / np.diff(self.round_edges).sum()
+        rate_K: np.ndarray = np.average(self.share_KT, axis=1, weights=np.diff(self.round_edges))
+        return rate_K
 
 
 def raster(rounds: Rounds, num_clients: int) -> Raster:
@@ -69,9 +71,7 @@ def raster(rounds: Rounds, num_clients: int) -> Raster:
         column = np.searchsorted(round_edges, server_round, side="right") - 1
         count_KT[:, column] += np.bincount(bin_N, minlength=len(count_KT))
     cells_KT = np.diff(client_edges)[:, None] * np.diff(round_edges)[None, :]
-    return Raster(
-        share_KT=count_KT / cells_KT, client_edges=client_edges, round_edges=round_edges
-    )
+    return Raster(share_KT=count_KT / cells_KT, client_edges=client_edges, round_edges=round_edges)
 
 
 def _edges(start: int, stop: int, most: int) -> np.ndarray:
@@ -92,14 +92,14 @@ def participation(rounds: Rounds, num_clients: int) -> str:
             len(heights),
             2,
             sharex="col",
-            gridspec_kw={"height_ratios": heights, "width_ratios": [11, 1.2]},
+            gridspec_kw={"height_ratios": heights, "width_ratios": [11, 1.5]},
         )
         for unused in axes[:-1, 1]:
             unused.set_axis_off()
-        _draw_layers(axes[0, 0], layers, grid.round_edges)
+        _draw_layers(axes[0, 0], axes[0, 1], layers, grid.round_edges)
         axes[0, 0].set_title("Replies by round")
         if refused:
-            _draw_layers(axes[1, 0], refused, grid.round_edges)
+            _draw_layers(axes[1, 0], axes[1, 1], refused, grid.round_edges)
             axes[1, 0].set_title("Of these, rejected")
         _draw_raster(axes[-1, 0], grid)
         _draw_rates(axes[-1, 1], grid)
@@ -123,7 +123,8 @@ def _layers(rounds: Rounds, round_edges: np.ndarray) -> list[_Layer]:
         rest = np.sum([count_R for _, count_R in by_size[len(kept) :]], axis=0)
         kept = [*kept, (OTHER, rest)]
     for (reason, count_R), (colour, hatch) in zip(kept, _REASONS, strict=False):
-        layers.append((figures.label(reason, 24), _mean(rounds, count_R, round_edges), colour, hatch))
+        mean = _mean(rounds, count_R, round_edges)
+        layers.append((figures.label(reason, 24), mean, colour, hatch))
     if silent.any():
         layers.append((SILENT, _mean(rounds, silent, round_edges), GREY, ""))
     return layers
@@ -138,7 +139,7 @@ def _mean(rounds: Rounds, count_R: np.ndarray, round_edges: np.ndarray) -> np.nd
     return total / np.diff(round_edges)
 
 
-def _draw_layers(axes: Axes, layers: list[_Layer], round_edges: np.ndarray) -> None:
+def _draw_layers(axes: Axes, beside: Axes, layers: list[_Layer], round_edges: np.ndarray) -> None:
     base = np.zeros(len(round_edges) - 1)
     for name, count, colour, hatch in layers:
         axes.stairs(
@@ -156,7 +157,8 @@ def _draw_layers(axes: Axes, layers: list[_Layer], round_edges: np.ndarray) -> N
     axes.set_ylabel("clients")
     axes.set_ylim(0, max(1.0, float(base.max()) * 1.05))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), handlelength=1.5)
+    handles, names = axes.get_legend_handles_labels()
+    beside.legend(handles, names, loc="center left", bbox_to_anchor=(0, 0.5), handlelength=1.5)
 
 
 def _draw_raster(axes: Axes, grid: Raster) -> None:

@@ -31,7 +31,8 @@ _MOST_DETAILS = 12
 
 def drawable(values: np.ndarray) -> np.ndarray:
     """Return which values are numbers of a size that can be drawn and averaged."""
-    return np.abs(values) <= HUGE  # false for NaN
+    within: np.ndarray = np.abs(values) <= HUGE  # false for NaN
+    return within
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,10 @@ class Rounds:
     @property
     def rejected_R(self) -> np.ndarray:
         """How many replies were rejected, for whatever reason, int64 `[R]`."""
-        return np.sum([np.zeros_like(self.round_R), *self.rejected.values()], axis=0)
+        total_R = np.zeros_like(self.round_R)
+        for count_R in self.rejected.values():
+            total_R += count_R
+        return total_R
 
     @property
     def last(self) -> int:

@@ -168,7 +168,7 @@ class _Reader:
             with (self.run / "metrics.jsonl").open("rb") as lines:
                 rounds, problems = read_rounds(lines)
         except FileNotFoundError:
-            rounds, problems = read_rounds([])[0], ["no round has ended yet (there is no such file)"]
+            rounds, problems = read_rounds([])[0], ["missing; no round has ended yet"]
         except OSError as error:
             rounds, problems = read_rounds([])[0], [f"it cannot be read: {error.strerror}"]
         self.problems += [f"metrics.jsonl: {problem}" for problem in problems]

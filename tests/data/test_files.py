@@ -67,7 +67,8 @@ def test_content_decides_about_gzip(tmp_path, name):
 def test_damaged_gzip(tmp_path):
     whole = gzip.compress(b"text" * 100)
     flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
-    for data in (whole[:-9], flipped, whole[:12], whole + b"junk"):
+    no_deflate = whole[:10] + b"\xff" * 20
+    for data in (whole[:-9], flipped, whole[:12], whole + b"junk", no_deflate):
         (tmp_path / "a.gz").write_bytes(data)
         with pytest.raises(DataError, match=r"a\.gz"):
             files.read_text(tmp_path / "a.gz")

@@ -39,3 +39,10 @@ def test_moments_do_not_change_with_threads():
     assert torch.equal(*results)
     assert results[0].mean().item() == pytest.approx(0, abs=1e-5)
     assert results[0].std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_spread_of_pure_rounding_is_not_blown_up():
+    # 7 pixels of 5/255: their mean is one ulp off, and their standard deviation 4e-18, not 0.
+    train, test = np.full((7, 1, 1), 5, np.uint8), np.full((1, 1, 1), 56, np.uint8)
+    x, other = image_tensors(train, test, normalise=True, flat=True)
+    assert x.abs().max() < 1e-6 and other[0, 0].item() == pytest.approx(0.2)

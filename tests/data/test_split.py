@@ -5,7 +5,7 @@ from fedsim.data.split import holdout
 from fedsim.errors import DataError
 
 
-@pytest.mark.parametrize(("n", "fraction", "tests"), [(4, 0.25, 1), (30, 0.1, 3), (10, 0.25, 3)])
+@pytest.mark.parametrize(("n", "fraction", "tests"), [(4, 0.25, 1), (100, 0.07, 7), (10, 0.25, 3)])
 def test_rounds_up_and_covers_every_sample_once(n, fraction, tests):
     train, test = holdout(n, fraction, 0)
     assert len(test) == tests
@@ -32,7 +32,7 @@ def test_every_sample_is_drawn_equally_often():
     assert abs(drawn - 600).max() < 4.417 * 20.5
 
 
-@pytest.mark.parametrize(("n", "fraction"), [(0, 0.5), (1, 0.5), (2, 0.9)])
+@pytest.mark.parametrize(("n", "fraction"), [(0, 0.5), (1, 0.5), (2, 0.9), (5, 1e-12)])
 def test_both_sides_need_a_sample(n, fraction):
     with pytest.raises(DataError, match=r"data\.test_fraction"):
         holdout(n, fraction, 0)

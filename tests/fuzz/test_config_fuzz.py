@@ -132,6 +132,11 @@ def _tree(scenario: str, choices: tuple[tuple[str, str], ...]) -> dict[str, Any]
     return sources.load(sources.find(scenario, ROOT), dict(choices))
 
 
+@cache
+def _text(scenario: str, choices: tuple[tuple[str, str], ...]) -> str:
+    return Config("x", (), assemble(_tree(scenario, choices), (), lambda path: None)).to_yaml()
+
+
 STARTS = [
     (scenario, choices)
     for scenario, choices in itertools.product(
@@ -218,6 +223,20 @@ def test_trees(start: tuple[str, Any], changes: list[tuple[str, Any]]) -> None:
 )
 def test_files(text: str) -> None:
     _config_or_error(lambda: Config.from_yaml(text))
+
+
+@FAST
+@given(
+    start=st.sampled_from([STARTS[0], STARTS[2], STARTS[3]]),
+    at=st.floats(0, 1),
+    length=st.integers(0, 8),
+    new=st.text(max_size=4)
+    | st.sampled_from(["\n", ": ", "- ", "  ", "{", "'", "0", "&a ", "*a", "!"]),
+)
+def test_damaged_files(start: tuple[str, Any], at: float, length: int, new: str) -> None:
+    text = _text(*start)
+    cut = int(at * len(text))
+    _config_or_error(lambda: Config.from_yaml(text[:cut] + new + text[cut + length :]))
 
 
 @SLOW

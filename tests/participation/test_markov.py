@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def completed_runs(mask_TN, value, last_start):
     lengths = []
     for mask_T in mask_TN.T:
         change = np.flatnonzero(np.diff(mask_T.astype(int))) + 1
-        for start, end in zip(change[:-1], change[1:], strict=True):
+        for start, end in pairwise(change):
             if mask_T[start] == value and start <= last_start:
                 lengths.append(end - start)
     return np.array(lengths)
@@ -37,7 +39,7 @@ def test_a_rate_too_low_for_the_speed_slows_the_chain_down():
     assert len(runs) > 100 and (runs == 1).all()
 
 
-@pytest.mark.parametrize(("rate", "max_on"), [(0.5, 0.05), (0.1, 0.05), (0.3, 0.9)])
+@pytest.mark.parametrize(("rate", "max_on"), [(0.5, 0.05), (0.1, 0.05), (0.5, 0.8)])
 def test_long_run_rate_lag_one_correlation_and_run_lengths(rate, max_on):
     clients, rounds = 60, 1500
     mask_TN = masks(rate, max_on, clients, rounds)
@@ -64,9 +66,9 @@ def test_long_run_rate_lag_one_correlation_and_run_lengths(rate, max_on):
     for value, leave in ((True, b), (False, a)):
         runs = completed_runs(mask_TN, value, rounds - 300)
         error = np.sqrt((1 - leave) / len(runs)) / leave
-        assert abs(runs.mean() - 1 / leave) < 4.417 * error
+        assert abs(runs.mean() - 1 / leave) <= 4.417 * error
         ones = (runs == 1).mean()  # the chance of leaving at once is `leave` itself
-        assert abs(ones - leave) < 4.417 * np.sqrt(leave * (1 - leave) / len(runs))
+        assert abs(ones - leave) <= 4.417 * np.sqrt(leave * (1 - leave) / len(runs))
 
 
 def test_the_start_is_stationary():

@@ -5,7 +5,11 @@ from fedsim.errors import ConfigError, DataError
 from fedsim.participation.trace import Trace
 
 CSV = "round,client\n1,4\n1,0\n3,2\n3,2\n4,\n"
-JSONL = '{"round": 3, "clients": [2, 2]}\n\n{"round": 1, "clients": [4, 0]}\n{"round": 4, "clients": []}\n'
+JSONL = """{"round": 3, "clients": [2, 2]}
+
+{"round": 1, "clients": [4, 0]}
+{"round": 4, "clients": []}
+"""
 COHORTS = [[0, 4], [], [2], []]
 
 

@@ -110,5 +110,5 @@ def test_equal_data_give_equal_bytes_and_no_global_state():
     ],
 )
 def test_shapes_that_do_not_fit(shape, options):
-    with pytest.raises(ValueError, match="fit|class names"):
+    with pytest.raises(ValueError, match=r"fit|class names"):
         label_heatmap(np.zeros(shape, int), io.BytesIO(), **options)

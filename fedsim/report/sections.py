@@ -1,0 +1,261 @@
+"""The sections of a report, top to bottom; each copes with what its files lack."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.report import page
+from fedsim.report.curves import loss_curves, metric_curves
+from fedsim.report.fairness import fairness, fairness_histogram
+from fedsim.report.holdings import holdings_image
+from fedsim.report.measures import MEASURED_BY, Headline, is_shown, show, show_seconds, word
+from fedsim.report.page import Html
+from fedsim.report.participation import MOST_CLIENTS, participation
+from fedsim.report.round_columns import GROUPS, drawable
+from fedsim.report.run_folder import RunData
+
+LAST_ROUNDS = 10
+"""Rows of the table of the latest evaluated rounds."""
+
+_GROUP_WORDS = {"central": "test", "clients": "clients'", "train": "training"}
+_GOOD = ("finished", "done", "completed")
+
+
+def top(data: RunData, head: Headline | None) -> Html:
+    """Return the title, what ran, and the figures a reader looks for first."""
+    state = str(data.summary.get("status") or "unfinished")
+    css = "good" if state in _GOOD else "wait" if not data.summary else "warn"
+    title = page.element(
+        "div",
+        page.element("h1", data.name),
+        page.element("span", state, css=f"state {css}"),
+        css="title",
+    )
+    over = page.element("p", "fedsim run report", css="over")
+    ran = page.element("p", " · ".join(_what_ran(data)), css="ran")
+    return page.element("header", over, title, ran, page.tiles(_tiles(data, head)))
+
+
+def _what_ran(data: RunData) -> list[str]:
+    words = []
+    for group in ("strategy", "data", "model", "engine"):
+        target = data.setting(f"{group}._target_")
+        if target:
+            words.append(f"{group} {str(target).rpartition('.')[2]}")
+    if data.setting("data.name"):
+        words = [f"data {data.setting('data.name')}" if w.startswith("data ") else w for w in words]
+    if data.num_clients is not None:
+        words.append(f"{data.num_clients:,} clients")
+    words.append(f"{_of(data.rounds.last, data.planned_rounds)} rounds")
+    if data.environment.get("device"):
+        words.append(f"device {data.environment['device']}")
+    words.append(show_seconds(float(data.rounds.seconds_R.sum())))
+    return words
+
+
+def _of(count: int, planned: int | None) -> str:
+    return f"{count:,} of {planned:,}" if planned is not None and planned >= count else f"{count:,}"
+
+
+def _tiles(data: RunData, head: Headline | None) -> list[tuple[str, str, str]]:
+    rounds, found = data.rounds, []
+    if head is not None:
+        where = f"round {head.final_round}, {MEASURED_BY[head.group]}"
+        found.append((f"Final {word(head.name)}", show(head.name, head.final), where))
+    if head is not None and head.best is not None:
+        note = f"round {head.best_round}; picked on the same samples, so a little flattering"
+        found.append((f"Best {word(head.name)}", show(head.name, head.best), note))
+    each = rounds.seconds_R[rounds.round_R >= 1]
+    pace = f"{show_seconds(float(np.median(each)))} per round (median)" if len(each) else "none yet"
+    found.append(("Rounds", _of(rounds.last, data.planned_rounds), pace))
+    asked, used = int(rounds.asked_R.sum()), int(rounds.admitted_R.sum())
+    if asked:
+        refused = int(rounds.rejected_R.sum())
+        note = f"{used:,} of {asked:,} asked for; {refused:,} rejected"
+        found.append(("Replies used", f"{100 * used / asked:.1f} %", note))
+    return found
+
+
+def problems(data: RunData) -> Html:
+    """Return what the folder lacks, if anything."""
+    if not data.problems:
+        return Html("")
+    lead = page.element("p", "Some of the run's files are missing or damaged:")
+    return page.element("div", lead, page.items(data.problems), css="box warn")
+
+
+def curves(data: RunData, head: Headline | None) -> Html:
+    """Return the curves by round."""
+    title = "Learning curves"
+    if head is None:
+        return page.section(title, page.element("p", "Nothing has been measured yet."))
+    spread = head.name in data.rounds.spread
+    best = "" if head.best is None else f", best {show(head.name, head.best)}"
+    first = page.figure(
+        metric_curves(data.rounds, head),
+        _band_words(data) if spread else "",
+        f"Curve of {word(head.name)} by round: final {show(head.name, head.final)}{best}",
+    )
+    losses = loss_curves(data.rounds, head)
+    second = page.figure(losses, "", "Curves of the losses by round") if losses else ""
+    odd = _not_drawable(data)
+    lead = page.element("p", "Not drawn, because not finite (or beyond 1e100):") if odd else ""
+    warning = page.element("div", lead, page.items(odd), css="box warn") if odd else ""
+    return page.section(title, warning, page.element("div", first, second, css="pair"))
+
+
+def _band_words(data: RunData) -> str:
+    who = {
+        "cohort": "The clients are each round's participants",
+        "all": "The clients are all of the population",
+    }.get(str(data.setting("evaluation.clients")), "The clients are those that evaluated")
+    return (
+        f"{who}, on their own held-out samples. Their mean counts each client once; "
+        "the band holds all but the worst and the best tenth."
+    )
+
+
+def _not_drawable(data: RunData) -> list[str]:
+    found = []
+    for group in GROUPS:
+        for name, series in data.rounds.metrics[group].items():
+            bad = series.round_M[~drawable(series.value_M)]
+            if len(bad):
+                count = f"{len(bad)} of {len(series.round_M)} measured rounds"
+                found.append(f"{_GROUP_WORDS[group]} {name}: {count}, first in round {bad[0]}")
+    return found
+
+
+def privacy(data: RunData) -> Html:
+    """Return the run's privacy statement, word for word."""
+    if data.privacy is None:
+        lack = "No privacy statement was written: nothing may be claimed of this run's privacy."
+        return page.section("Privacy", page.element("div", page.element("p", lack), css="box warn"))
+    statement = page.element("p", data.privacy, css="statement")
+    return page.section("Privacy", page.element("div", statement, css="box"))
+
+
+def who_took_part(data: RunData) -> Html:
+    """Return replies by round and the raster of participation."""
+    title, rounds = "Participation", data.rounds
+    if not rounds.last:
+        return page.section(title, page.element("p", "No round of training has ended yet."))
+    seen = max((int(clients.max()) + 1 for clients in rounds.admitted if len(clients)), default=1)
+    population = data.num_clients or seen
+    trained = rounds.round_R >= 1
+    asked, used = rounds.asked_R[trained], rounds.admitted_R[trained]
+    words = [
+        f"Clients asked per round: {_range(asked)}. Replies used: {_range(used)}.",
+        f"{len(np.unique(np.concatenate(rounds.admitted))):,} of {population:,} clients took part "
+        "at least once.",
+    ]
+    empty = int((used == 0).sum())
+    if empty:
+        words.append(f"{empty} rounds had no usable reply and left the model as it was.")
+    if population > MOST_CLIENTS:
+        words.append("The bars at the right are each bin of clients' share of the rounds.")
+    else:
+        words.append("The bars at the right are each client's share of the rounds.")
+    drawn = page.figure(
+        participation(rounds, population), " ".join(words), "Replies by round and who took part"
+    )
+    reasons = {name: f"{int(n.sum()):,}" for name, n in rounds.rejected.items() if n.any()}
+    table = page.join([page.element("h3", "Rejected replies"), page.facts(reasons)])
+    said = page.details(
+        "The first rejections in words",
+        page.items(f"round {number}: {words}" for number, words in rounds.details),
+    )
+    return page.section(title, drawn, table if reasons else "", said if rounds.details else "")
+
+
+def _range(count: np.ndarray) -> str:
+    low, high = int(count.min()), int(count.max())
+    if low == high:
+        return f"{low:,}"
+    return f"{low:,} to {high:,} (mean {float(count.mean()):.1f})"
+
+
+def who_holds_what(data: RunData) -> Html:
+    """Return the heat map of clients and classes."""
+    title, held = "Who holds what", data.holdings
+    if held is None:
+        return page.section(title, page.element("p", "The partition was not written."))
+    size = held.size_K
+    of = "" if len(size) == held.num_clients else f" (of the {len(size):,} shown)"
+    caption = (
+        f"Samples per client{of}: fewest {int(size.min()):,}, "
+        f"median {float(np.median(size)):,.0f}, most {int(size.max()):,}; "
+        f"{int(size.sum()):,} in all."
+    )
+    if "mse" in data.rounds.metrics["central"] | data.rounds.metrics["clients"]:
+        caption += " The classes are tenths of the samples, ordered by the first target's value."
+    words = f"Heat map of the samples of each class at each of {len(size)} clients"
+    return page.section(title, page.figure(holdings_image(held), caption, words))
+
+
+def evenness(data: RunData, head: Headline | None) -> Html:
+    """Return how evenly the model serves the clients, where they evaluated it."""
+    latest = data.rounds.latest
+    if latest is None or head is None:
+        return Html("")
+    shown = [name for name in latest.values if is_shown(name)]
+    name = head.name if head.name in shown else next(iter(shown), None)
+    spread = fairness(name, latest.values[name]) if name is not None else None
+    if name is None or spread is None:
+        return Html("")
+    figures = {
+        "Clients": f"{len(spread.value_K):,}",
+        "Mean": show(name, spread.mean),
+        "Standard deviation": show(name, spread.deviation),
+        "Worst client": show(name, float(spread.value_K[0])),
+        "Mean of the worst 10 %": show(name, spread.worst),
+        "Median": show(name, float(np.median(spread.value_K))),
+        "Mean of the best 10 %": show(name, spread.best),
+        "Best client": show(name, float(spread.value_K[-1])),
+    }
+    if spread.left_out:
+        figures["Left out, not finite"] = f"{spread.left_out:,}"
+    words = f"Histogram of {name} over {len(spread.value_K)} clients"
+    pair = page.element(
+        "div",
+        page.figure(fairness_histogram(spread), "", words),
+        page.facts(figures),
+        css="pair",
+    )
+    lead = page.element(
+        "p",
+        f"Each client's {word(name)} on its own held-out samples after round "
+        f"{latest.server_round}; every client counts once, whatever its size.",
+    )
+    return page.section("Fairness over clients", lead, pair)
+
+
+def last_rounds(data: RunData) -> Html:
+    """Return the table of the latest evaluated rounds."""
+    rounds = data.rounds
+    columns = {
+        f"{_GROUP_WORDS[group]} {word(name.removeprefix('train-'))}": (name, series.by_round())
+        for group in ("central", "clients", "train")
+        for name, series in list(rounds.metrics[group].items())
+        if is_shown(name)
+    }
+    evaluated = {
+        r
+        for group in ("central", "clients")
+        for series in rounds.metrics[group].values()
+        for r in series.round_M.tolist()
+    }
+    at = [i for i, r in enumerate(rounds.round_R.tolist()) if r in evaluated or not evaluated]
+    if not at:
+        return Html("")
+    admitted, rejected = rounds.admitted_R, rounds.rejected_R
+    rows = []
+    for i in at[-LAST_ROUNDS:]:
+        r = int(rounds.round_R[i])
+        values = [show(n, by[r]) if r in by else "-" for n, by in columns.values()]
+        used = f"{admitted[i]:,} of {rounds.asked_R[i]:,}"
+        seconds = f"{rounds.seconds_R[i]:.3g}"
+        rows.append([f"{r:,}", *values, used, f"{rejected[i]:,}", seconds])
+    title = f"Last {len(rows)} evaluated rounds" if evaluated else f"Last {len(rows)} rounds"
+    head = ["round", *columns, "replies used", "rejected", "seconds"]
+    return page.section(title, page.table(head, rows))

@@ -1,0 +1,219 @@
+"""Toy federations: quadratic clients, grids that answer by a function, hand-made replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedsim.admission import Admission
+from fedsim.engines.base import LocalGrid
+from fedsim.engines.flwr_compat import client_error, make_run
+from fedsim.participation.base import Schedule
+from fedsim.records import NUM_EXAMPLES, Chunk, Params, Replies, to_record, to_tensors
+from fedsim.rounds import Evaluation, RoundLoop, RoundReport
+from fedsim.strategy import Federation, FedsimStrategy, Round
+
+S = TypeVar("S", bound=Strategy)
+Answer = Callable[[Message], list[Message]]
+
+make_run()  # Flower makes no message before its task identity is set
+
+
+def model(*values: float, dtype: torch.dtype = torch.float64) -> Params:
+    return {"x": torch.tensor(values, dtype=dtype)}
+
+
+class Masks(Schedule):
+    """Row r - 1 of `masks`, bool `[T, N]`, says who takes part in round r."""
+
+    def __init__(self, masks: np.ndarray, rates: np.ndarray | None = None) -> None:
+        self.masks = np.asarray(masks, bool)
+        self._rates = self.masks.mean(0) if rates is None else np.asarray(rates)
+
+    def select(self, server_round: int) -> np.ndarray:
+        return np.flatnonzero(self.masks[server_round - 1])
+
+    def rates(self) -> np.ndarray:
+        return self._rates
+
+
+def everyone(num_clients: int, rounds: int = 100) -> Masks:
+    return Masks(np.ones((rounds, num_clients)))
+
+
+def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
+    """Tell one of our strategies about the federation; Flower's own need not know."""
+    if isinstance(strategy, FedsimStrategy):
+        strategy.federation = Federation(
+            num_clients=schedule.masks.shape[1],
+            seed=0,
+            schedule=schedule,
+            evaluate=evaluate,  # type: ignore[arg-type]
+        )
+    return strategy
+
+
+class Stacked(Replies):
+    """Replies as one stacked chunk, as the cohort engine gives them."""
+
+    stacked = True
+
+    def __init__(self, *chunks: Chunk) -> None:
+        self._chunks = chunks
+
+    def chunks(self) -> Iterator[Chunk]:
+        yield from self._chunks
+
+    def __iter__(self) -> Iterator[Message]:
+        raise AssertionError("nobody should build messages of stacked replies")
+
+
+def chunk(clients: Sequence[int] | np.ndarray, rows: Tensor, examples: object = 1.0) -> Chunk:
+    count = np.broadcast_to(np.asarray(examples, np.float64), len(clients)).copy()
+    index = np.asarray(clients, np.int64)
+    return Chunk(client_index=index, arrays={"x": rows}, metrics={NUM_EXAMPLES: count})
+
+
+class Nodes:
+    """The least that a strategy of ours needs of a grid in this process."""
+
+    zero_copy = True
+
+    def node_ids(self, client_index: np.ndarray) -> np.ndarray:
+        return client_index + 100
+
+
+def drive(
+    strategy: FedsimStrategy, masks: np.ndarray, centres: np.ndarray, lr: float, start: float = 0.0
+) -> np.ndarray:
+    """Run clients that take one step on (x - b_k)^2 / 2; return x after each round, `[T]`.
+
+    Through the strategy's Flower methods and admission, on stacked replies.
+    """
+    strategy = federate(strategy, Masks(masks))
+    b_N1 = torch.as_tensor(centres, dtype=torch.float64)[:, None]
+    arrays, grid, rules, trace = to_record(model(start), zero_copy=True), Nodes(), Admission(), []
+    for server_round in range(1, len(masks) + 1):
+        sent = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)  # type: ignore[arg-type]
+        params, who = to_tensors(arrays), sent.client_index
+        rows = params["x"] + lr * (b_N1[who] - params["x"])
+        replies = rules.admit(sent, Stacked(chunk(who, rows)), params)
+        new, _ = strategy.aggregate_train(server_round, replies)
+        assert new is not None
+        arrays = new
+        trace.append(float(to_tensors(arrays)["x"]))
+    return np.array(trace)
+
+
+def drive_fast(
+    strategy: FedsimStrategy, masks: np.ndarray, centres: np.ndarray, lr: float, start: float = 0.0
+) -> np.ndarray:
+    """Do as `drive`, for long runs: `aggregate` alone, which a test holds to be the same."""
+    strategy = federate(strategy, Masks(masks))
+    b_N1 = torch.as_tensor(centres, dtype=torch.float64)[:, None]
+    params, trace = model(start), []
+    ones = np.ones(masks.shape[1])
+    for server_round, mask in enumerate(np.asarray(masks, bool), start=1):
+        who = np.flatnonzero(mask)
+        context = Round(
+            server_round=server_round, num_clients=len(mask), asked=who, params=params
+        )
+        rows = params["x"] + lr * (b_N1[who] - params["x"])
+        replies = Chunk(
+            client_index=who, arrays={"x": rows}, metrics={NUM_EXAMPLES: ones[: len(who)]}
+        )
+        params = strategy.aggregate(context, Stacked(*[replies] * bool(len(who))))
+        trace.append(params["x"].item())
+    return np.array(trace)
+
+
+class ToyGrid(LocalGrid):
+    """Virtual clients that answer by a function from instruction to replies, in any order."""
+
+    def __init__(self, num_clients: int, answer: Answer, *, zero_copy: bool = False) -> None:
+        partition = SimpleNamespace(num_clients=num_clients)
+        super().__init__(SimpleNamespace(partition=partition))  # type: ignore[arg-type]
+        self.answer = answer
+        self.zero_copy = zero_copy
+
+    def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
+        return [reply for message in messages for reply in self.answer(message)]
+
+
+def reply(
+    message: Message,
+    arrays: ArrayRecord | Params | None = None,
+    metrics: MetricRecord | dict[str, object] | None = None,
+    *,
+    examples: object = 1,
+) -> Message:
+    """Answer a message; by default, with the model as it came."""
+    if arrays is None:
+        arrays = message.content.array_records["arrays"]
+    if not isinstance(arrays, ArrayRecord):
+        arrays = to_record(arrays, zero_copy=False)
+    if not isinstance(metrics, MetricRecord):
+        loss = {"train-loss": 1.0}
+        metrics = MetricRecord({NUM_EXAMPLES: examples, **loss, **(metrics or {})})  # type: ignore[dict-item]
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+def quadratic(message: Message, centre: float, lr: float = 0.5, examples: object = 1) -> Message:
+    """Answer with one step on (x - centre)^2 / 2."""
+    params = to_tensors(message.content.array_records["arrays"])
+    stepped = {
+        name: x + lr * (centre - x) if x.is_floating_point() else x for name, x in params.items()
+    }
+    metrics: dict[str, object] = {}
+    if message.metadata.message_type == "evaluate":
+        metrics = {"loss": float((params["x"] - centre).square().mean())}
+    return reply(message, stepped, metrics, examples=examples)
+
+
+def failing(message: Message, reason: str = "out of memory") -> Message:
+    return client_error(message, reason)
+
+
+def loop(
+    strategy: Strategy,
+    grid: ToyGrid,
+    schedule: Masks,
+    *,
+    rounds: int | None = None,
+    admission: Admission | None = None,
+    evaluation: Evaluation | None = None,
+    seed: int = 0,
+) -> RoundLoop:
+    clients = evaluation is not None and evaluation.clients
+    return RoundLoop(
+        strategy=federate(strategy, schedule, "all" if clients else "none"),
+        grid=grid,
+        schedule=schedule,
+        admission=admission or Admission(),
+        evaluation=evaluation or Evaluation(central=None, clients=False, every=1),
+        seed=seed,
+        last_round=len(schedule.masks) if rounds is None else rounds,
+    )
+
+
+def finish(run: RoundLoop, params: Params, done: int = 0) -> tuple[Params, list[RoundReport]]:
+    """Run a loop to its end."""
+    reports = []
+    for params, report in run.run(params, done):  # noqa: B007
+        reports.append(report)
+    return params, reports
+
+
+def equal(a: Params, b: Params) -> bool:
+    """Bit-equal, types included."""
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
+
