@@ -179,10 +179,11 @@ class AdmittedReplies(Replies):
         for message in self.replies:
             decoded = self._check(message, seen)
             if decoded is not None:
-                good.append((message, _form(message.content), decoded[0], decoded[3]))
+                good.append((decoded[0], message, _form(message.content), decoded[3]))
+        good.sort(key=lambda reply: reply[0])  # float sums depend on their order, the network's is any
         # Flower's own strategies refuse the whole round if one reply is of another form.
-        usual = Counter(form for _, form, _, _ in good).most_common(1)
-        for message, form, client, metrics in good:
+        usual = Counter(form for _, _, form, _ in good).most_common(1)
+        for client, message, form, metrics in good:
             if form == usual[0][0]:
                 self._note_metrics([client], {name: [value] for name, value in metrics.items()})
                 yield message
@@ -340,7 +341,7 @@ def _float(value: int | float) -> float:
     try:
         return float(value)
     except OverflowError:  # an int of any size passes for a metric inside one process
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _form(content: RecordDict) -> Hashable:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.config import Config
-    from fedsim.targets import Field
+    from fedsim.config.targets import Field
 
 ROOT = Path(__file__).resolve().parent.parent / "scenarios"
 """The packaged scenarios; they sit beside `fedsim` in every kind of install."""
@@ -90,8 +90,8 @@ def scenarios(root: Path | None = None) -> list[Entry]:
 
 def keys(config: Config) -> list[Key]:
     """Return every key that `config` may set, in the order of the schema."""
-    from fedsim.scenario import SECTIONS, Scenario
-    from fedsim.targets import fields_of
+    from fedsim.config.settings import SECTIONS, Scenario
+    from fedsim.config.targets import fields_of
 
     found: list[Key] = []
     for name, field in fields_of(Scenario).items():
@@ -106,7 +106,7 @@ def keys(config: Config) -> list[Key]:
 
 
 def _part_keys(spec: Mapping[str, Any], path: str, plugins: tuple[str, ...]) -> Iterator[Key]:
-    from fedsim.targets import fields_of, locate
+    from fedsim.config.targets import fields_of, locate
 
     fields = fields_of(locate(spec["_target_"], plugins))
     yield from _keys(fields, spec, path, plugins)
@@ -124,7 +124,7 @@ def _keys(
 
 def _key(path: str, field: Field, value: Any) -> Key:
     from fedsim.parts import describe
-    from fedsim.specs import plain
+    from fedsim.config.specs import plain
 
     return Key(
         path=path,

@@ -67,8 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         sync_folder(folder.parent)
     final = folder / f"round-{checkpoint.server_round:06d}"
     building = folder / f".building-{final.name}"
-    for leftover in folder.glob(".*-round-*"):  # of a run that was killed here
-        shutil.rmtree(leftover)
+    sweep(folder)
     building.mkdir()
     for name, data in _encode(checkpoint).items():
         write_durable(building / name, data)
@@ -77,9 +76,14 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     sync_folder(folder)
     for old in _rounds(folder)[:-keep]:
         old.rename(folder / f".removing-{old.name}")
-    for removed in folder.glob(".removing-*"):
-        shutil.rmtree(removed)
+    sweep(folder)
     return final
+
+
+def sweep(folder: Path) -> None:
+    """Remove checkpoints that are half written or half removed: this run's, or a killed one's."""
+    for leftover in folder.glob(".*-round-*"):
+        shutil.rmtree(leftover)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
+import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedsim.errors import ConfigError, FedsimError
+from fedsim.errors import ConfigError, FedsimError, ResumeError
 
 if TYPE_CHECKING:
     from fedsim.simulation import Run
@@ -61,7 +65,8 @@ def run(
         config = compose(scenario, rest)
         simulation = Simulation(config, Smoke() if smoke else None)
         simulation.loop  # noqa: B018  build and check everything before a folder is made
-        _go(Run(simulation=simulation, folder=RunFolder.create(config)), as_json, resume=False)
+        folder = RunFolder.create(config, smoke=smoke)
+        _go(Run(simulation=simulation, folder=folder), as_json, resume=False)
 
 
 @app.command()
@@ -79,17 +84,21 @@ def resume(
     """Go on with a run that was stopped, from its latest checkpoint."""
     with _errors(debug):
         from fedsim.config import compose
+        from fedsim.config.overrides import parse
         from fedsim.results import RunFolder, check_unchanged
         from fedsim.simulation import Run, Simulation
 
         opened = RunFolder.open(folder)
         config = opened.config()
         if overrides:
-            check_unchanged(config, compose(str(folder / "config.yaml"), overrides))
-        simulation = Simulation(config)
-        if extend is not None:
-            simulation.last_round = _extended(extend, simulation.last_round)
-        _go(Run(simulation=simulation, folder=opened), as_json, resume=True)
+            for group, name in parse(overrides)[0].items():
+                raise ResumeError(f"{group}={name}: a run keeps its parts; start a new run instead")
+            asked = compose(str(folder / "config.yaml"), overrides)
+            check_unchanged(config, asked)
+            config = asked  # it may differ in what does not change the result, e.g. checkpoint.every
+        longer = None if extend is None else _rounds(extend)
+        run = Run(simulation=Simulation(config), folder=opened, extend=longer)
+        _go(run, as_json, resume=True)
 
 
 @app.command()
@@ -191,46 +200,45 @@ def main(
 
 def _go(run: Run, as_json: bool, *, resume: bool) -> None:
     """Drive a run to its end, show it, write its report; exit 130 if it was interrupted."""
-    import logging
-
     from fedsim.progress import display
     from fedsim.report.html import write_report
 
     path = run.folder.path
-    handler = logging.FileHandler(path / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger("fedsim").addHandler(handler)
-    logging.getLogger("fedsim").propagate = False
-    stop = _StopAtCtrlC(path)
-    run.stop = stop
-    rounds = run.resume() if resume else run.start()
-    last = None
-    with stop, display(run.simulation.last_round, as_json=as_json) as shown:
-        for last in rounds:
-            shown.show(last)
-    written = write_report(path)
-    if not as_json:
-        typer.echo(f"privacy: {run.simulation.estimator.statement()}")
-        typer.echo(f"run:     {path}\nreport:  {written}")
-    if last is None and not as_json:
-        typer.echo("nothing to do: the run has already finished; use --extend rounds=N to go on")
-    if stop.asked:
-        typer.echo(f"interrupted; go on with: fedsim resume {path}", err=True)
+    with _Interrupt() as interrupt, _logged(path):
+        run.stop = interrupt
+        last = None
+        with display(as_json=as_json) as shown:
+            for last in run.resume() if resume else run.start():
+                shown.show(last, run.simulation.last_round)
+        if not as_json:
+            typer.echo(f"privacy: {run.simulation.estimator.statement()}\nrun:     {path}")
+        written = write_report(path)
+        if not as_json:
+            typer.echo(f"report:  {written}")
+    if last is None:
+        done = f"nothing to do: the run has finished; {_resume(path)} --extend rounds=N goes on"
+        typer.echo(done, err=as_json)
+    elif last.server_round < run.simulation.last_round:
+        typer.echo(f"interrupted; go on with: {_resume(path)}", err=True)
         raise typer.Exit(130)
 
 
-class _StopAtCtrlC:
+def _resume(path: Path) -> str:
+    return f"fedsim resume {shlex.quote(str(path))}"
+
+
+class _Interrupt:
     """The first Ctrl-C ends the run after the current round, with a checkpoint; the second, now."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.asked = False
 
     def __call__(self) -> bool:
         return self.asked
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Interrupt:
         self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
@@ -239,7 +247,31 @@ class _StopAtCtrlC:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        typer.echo("\nfinishing this round; press Ctrl-C again to stop at once", err=True)
+        # Not `typer.echo`: a handler may run in the middle of another write to the same stream.
+        os.write(2, b"\nfinishing this round; press Ctrl-C again to stop at once\n")
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Log to the run's folder, and add to whatever ends the run early how to go on from there."""
+    logger = logging.getLogger("fedsim")
+    handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        error.add_note(f"go on from the latest checkpoint with: {_resume(path)}")
+        raise
+    except Exception as error:
+        logger.exception("the run ended with an error")
+        error.add_note(f"The traceback is in {path / 'log.txt'}")
+        raise
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _scenario(words: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -270,13 +302,10 @@ def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _extended(extend: str, rounds: int) -> int:
+def _rounds(extend: str) -> int:
     key, _, value = extend.partition("=")
-    if key != "rounds" or not value.isdigit() or int(value) < rounds:
-        raise ConfigError(
-            f"--extend {extend}: only a larger number of rounds is allowed, "
-            f"e.g. --extend rounds={2 * rounds}"
-        )
+    if key != "rounds" or not value.isascii() or not value.isdigit() or not 0 < int(value) < 2**32:
+        raise ConfigError(f"--extend {extend}: expected a number of rounds, as in rounds=100")
     return int(value)
 
 
@@ -285,23 +314,30 @@ def _errors(debug: bool) -> Iterator[None]:
     """Print errors as one message and exit with their code; tracebacks only with `--debug`."""
     try:
         yield
-    except FedsimError as error:
-        if debug:
-            raise
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; the latest checkpoint is kept: fedsim resume RUN goes on from it", 130)
     except (typer.Exit, typer.Abort):
         raise
+    except FedsimError as error:
+        # What a client failed with holds the client's traceback.
+        message, cut, _ = str(error).partition("\nTraceback (most recent call last)")
+        notes = getattr(error, "__notes__", []) if cut else []
+        _fail("\n".join(["error: " + message, *notes]), error.exit_code, debug)
+    except KeyboardInterrupt as error:
+        _fail("\n".join(["interrupted", *getattr(error, "__notes__", [])]), 130, debug)
+    except BrokenPipeError as error:
+        reason = "error: standard output was closed"
+        _fail("\n".join([reason, *getattr(error, "__notes__", [])]), 1, debug, closed=True)
     except Exception as error:
-        if debug:
-            raise
-        kind = type(error).__name__
-        _fail(f"internal error: {kind}: {error}\nAdd --debug to see where it happened.", 1)
+        first = str(error).strip().split("\n")[0]
+        notes = getattr(error, "__notes__", ["Add --debug to see where it happened"])
+        _fail(f"error: internal: {type(error).__name__}: {first} ({'; '.join(notes)})", 1, debug)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+def _fail(message: str, code: int, debug: bool, *, closed: bool = False) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    typer.echo(message, err=True)
+    if closed:  # else Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
 
 

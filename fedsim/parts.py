@@ -107,7 +107,8 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
                 raise reason
         raise _mismatch(name, value, annotation)
     if origin is Literal:
-        if value in get_args(annotation) and not isinstance(value, float):
+        # By type too: True is not 1.
+        if any(type(value) is type(option) and value == option for option in get_args(annotation)):
             return value
         raise _mismatch(name, value, annotation)
     if origin in (list, tuple, Sequence):
@@ -138,7 +139,10 @@ def _sequence(name: str, value: Any, annotation: Any, origin: Any) -> Any:
 
 def _scalar(name: str, value: Any, annotation: Any) -> Any:
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _mismatch(name, value, annotation) from None
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if annotation in (int, float) and isinstance(value, bool):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
-import json
+import math
 import sys
 import time
 from types import TracebackType
@@ -12,6 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fedsim.results import json_line
 from fedsim.rounds import RoundReport
 
 
@@ -22,8 +22,8 @@ class Display(abc.ABC):
         return self
 
     @abc.abstractmethod
-    def show(self, report: RoundReport) -> None:
-        """Show one round."""
+    def show(self, report: RoundReport, last_round: int) -> None:
+        """Show one round of a run that goes on until `last_round`."""
 
     def __exit__(
         self,
@@ -37,52 +37,53 @@ class Display(abc.ABC):
 class JsonLines(Display):
     """One JSON object per round on standard output."""
 
-    def show(self, report: RoundReport) -> None:
-        sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
+    def show(self, report: RoundReport, last_round: int) -> None:
+        sys.stdout.write(json_line(report) + "\n")
         sys.stdout.flush()
 
 
 class PlainLines(Display):
     """A line for the first, the last, and at most one round a second in between."""
 
-    def __init__(self, last_round: int, interval_s: float = 1.0) -> None:
-        self.last_round = last_round
+    def __init__(self, interval_s: float = 1.0) -> None:
         self.interval_s = interval_s
-        self._shown = 0.0
+        self._shown = -math.inf
         self._scores: dict[str, float] = {}
 
-    def show(self, report: RoundReport) -> None:
+    def show(self, report: RoundReport, last_round: int) -> None:
         self._scores = report.central or report.clients or self._scores
         now = time.monotonic()
-        last = report.server_round == self.last_round
-        if not last and now - self._shown < self.interval_s:
+        if report.server_round != last_round and now - self._shown < self.interval_s:
             return
         self._shown = now
-        sys.stdout.write(describe(report, self.last_round, self._scores) + "\n")
+        sys.stdout.write(describe(report, last_round, self._scores) + "\n")
         sys.stdout.flush()
 
 
 class LiveLine(Display):
     """A progress bar with the latest figures and the time remaining."""
 
-    def __init__(self, last_round: int, done: int = 0) -> None:
-        self.last_round = last_round
+    def __init__(self, console: Console | None = None) -> None:
         columns = (
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(compact=True),
         )
-        self._bar = Progress(*columns, console=Console())
-        self._task: TaskID = self._bar.add_task("starting", total=last_round, completed=done)
+        self._bar = Progress(*columns, console=console or Console())
+        self._task: TaskID = self._bar.add_task("starting", total=None)
         self._scores: dict[str, float] = {}
+        self._started = False
 
     def __enter__(self) -> LiveLine:
         self._bar.start()
         return self
 
-    def show(self, report: RoundReport) -> None:
+    def show(self, report: RoundReport, last_round: int) -> None:
         self._scores = report.central or report.clients or self._scores
-        text = describe(report, self.last_round, self._scores)
+        text = describe(report, last_round, self._scores)
+        if not self._started:  # what a resumed run did earlier says nothing of its speed now
+            self._started = True
+            self._bar.reset(self._task, total=last_round, completed=report.server_round)
         self._bar.update(self._task, completed=report.server_round, description=text)
 
     def __exit__(
@@ -114,8 +115,8 @@ def describe(report: RoundReport, last_round: int, scores: dict[str, float]) -> 
     return "  ".join(parts)
 
 
-def display(last_round: int, *, done: int = 0, as_json: bool = False) -> Display:
+def display(*, as_json: bool = False) -> Display:
     """Return the display that suits where standard output goes."""
     if as_json:
         return JsonLines()
-    return LiveLine(last_round, done) if sys.stdout.isatty() else PlainLines(last_round)
+    return LiveLine() if sys.stdout.isatty() else PlainLines()

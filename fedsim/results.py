@@ -195,6 +195,7 @@ class RunFolder:
             )
         for leftover in self.path.glob(".*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
+        checkpoint.sweep(self.path / "checkpoint")
         if saved is not None:
             self._cut_metrics(saved)
         return saved

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fedsim import catalog
 from fedsim.config import compose
-from fedsim.specs import check, expand
+from fedsim.config.specs import check, expand
 
 TOY = Path(__file__).parent / "assets" / "toylab"
 ROOT = TOY / "scenarios"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedsim import seeds
 from fedsim.client.objective import sample_scores
 from fedsim.client.plan import make_plan
 from fedsim.client.runtime import ClientRuntime
@@ -26,6 +25,10 @@ class CohortTrainer:
         self.runtime = runtime
         self.make_step = make_step
         self._memory: Params = {}
+        # An integer tensor times a float would be float32 whatever the model's precision.
+        self._precision = next(
+            (t for t in runtime.dtypes.values() if t.is_floating_point), torch.get_default_dtype()
+        )
 
     def train(
         self, clients: np.ndarray, server_round: int, params: Params, client_arrays: Params
@@ -42,13 +45,10 @@ class CohortTrainer:
             weights=self._copies(params, len(clients)),
             start=params,
             client_arrays={name: rows[order] for name, rows in client_arrays.items()},
-            steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device),
+            steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
             server_round=server_round,
         )
-        dropout = [
-            seeds.torch_rng(self.runtime.seed, server_round, int(client), "dropout")
-            for client in plan.clients
-        ]
+        dropout = self.runtime.dropout(server_round, plan.clients.tolist())
         rows_SKB = torch.from_numpy(plan.rows).to(device)
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
         for s, lengths in enumerate(plan.lengths):

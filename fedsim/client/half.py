@@ -45,8 +45,8 @@ class ClientContext:
         arrays: The client's own `client-arrays`, as the strategy sent them.
         server_round: 1, 2, ...
         lr: This round's learning rate.
-        steps: How many local steps this client takes this round: an int, or a 0-d tensor under
-            the cohort engine.
+        steps: How many local steps this client takes this round: an int, or a 0-d tensor of the
+            model's precision under the cohort engine.
     """
 
     task: Task

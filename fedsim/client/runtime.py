@@ -15,6 +15,7 @@ from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD
 from fedsim.data.dataset import Dataset
+from fedsim.models.dropout import KeyedDropout
 from fedsim.partition.base import Partition
 from fedsim.records import Params
 
@@ -42,12 +43,15 @@ class ClientRuntime:
     seed: int
     trainable: tuple[str, ...] = field(init=False)
     dtypes: dict[str, torch.dtype] = field(init=False)
+    drops: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.trainable = tuple(
             name for name, parameter in self.model.named_parameters() if parameter.requires_grad
         )
         self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
+        modules = self.model.modules()
+        self.drops = any(isinstance(m, KeyedDropout) and m.p > 0 for m in modules)
 
     def initial_params(self) -> Params:
         """Return the model's unique parameters and persistent buffers, detached copies.
@@ -71,6 +75,12 @@ class ClientRuntime:
         """Return the model's outputs on `x [B, ...]` under `params`."""
         outputs: Tensor = functional_call(self.model, params, (x,))
         return outputs
+
+    def dropout(self, server_round: int, clients: Sequence[int]) -> list[torch.Generator]:
+        """Return the generators of some clients' dropout masks; none if the model has no dropout."""
+        if not self.drops:
+            return []
+        return [seeds.torch_rng(self.seed, server_round, client, "dropout") for client in clients]
 
     def samples(self, client: int, *, held_out: bool = False) -> np.ndarray:
         """Return a client's train-set indices for training, or for its own evaluation.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim import seeds
 from fedsim.client.half import Batch
 from fedsim.client.objective import mean_scores, sample_scores
 from fedsim.client.runtime import ClientRuntime
@@ -45,7 +44,7 @@ def train_client(
     local = {name: tensor.clone() for name, tensor in params.items()}
     trained = {name: local[name] for name in runtime.trainable}
     rest = {name: local[name] for name in local if name not in trained}
-    dropout = seeds.torch_rng(runtime.seed, server_round, client, "dropout")
+    dropout = runtime.dropout(server_round, [client])
     runtime.model.train()
 
     def loss(leaves: Params, batch: Batch) -> Tensor:
@@ -55,7 +54,8 @@ def train_client(
     total, seen = 0.0, 0
     for positions in batches:
         x, y = pool.take(rows[positions])
-        install(runtime.model, [dropout], [len(y)])
+        if dropout:
+            install(runtime.model, dropout, [len(y)])
         grads, value = runtime.estimator.estimate(loss, trained, Batch(x=x, y=y))
         with torch.no_grad():
             grads = runtime.half.correct(grads, trained, context)

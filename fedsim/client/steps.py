@@ -58,6 +58,8 @@ class CohortStep(abc.ABC):
     ) -> Tensor:
         """Step on `x [A, B, ...]`, `y [A, B, ...]` of which `lengths [A]` samples are true.
 
+        `dropout` holds one generator per client, or none if the model has no dropout.
+
         Returns:
             Each client's mean batch loss before the step, `[A]`.
         """
@@ -119,7 +121,8 @@ class RuleStep(CohortStep):
     def run(
         self, x: Tensor, y: Tensor, lengths: np.ndarray, dropout: list[torch.Generator]
     ) -> Tensor:
-        install(self.stacked.module, dropout, lengths.tolist())
+        if dropout:
+            install(self.stacked.module, dropout, lengths.tolist())
         outputs = self.stacked.forward(x.flatten(0, 1), len(lengths))
         if self.runtime.half.overrides("criterion"):
             loss_A = self._criterion(outputs, x, y, lengths)

@@ -22,7 +22,6 @@ from fedsim.engines.flwr_compat import FIRST_NODE_ID
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.layers.probe import probe_independence
-from fedsim.models.dropout import KeyedDropout
 from fedsim.parts import Range
 from fedsim.records import (
     ARRAYS,
@@ -186,7 +185,7 @@ def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
     Raises:
         NotImplementedError: The model keeps state that `torch.func` would lose.
     """
-    if any(isinstance(m, KeyedDropout) and m.p > 0 for m in runtime.model.modules()):
+    if runtime.drops:
         raise NotImplementedError("dropout draws its masks outside of it")
     params, x = runtime.initial_params(), runtime.dataset.train_x[:2]
     runtime.model.train()

@@ -73,11 +73,16 @@ def _commit(git: dict[str, object]) -> str:
     return f"{commit}, with changes that are not committed" if git.get("changed") else commit
 
 
-def _words(value: object) -> str:
+def _words(value: object, depth: int = 0) -> str:
+    if depth > 8:
+        return "..."
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(inner)}" for key, inner in value.items()) or "unknown"
+        return (
+            ", ".join(f"{key} {_words(inner, depth + 1)}" for key, inner in value.items())
+            or "unknown"
+        )
     if isinstance(value, list):
-        return ", ".join(_words(inner) for inner in value)
+        return ", ".join(_words(inner, depth + 1) for inner in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

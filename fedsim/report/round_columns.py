@@ -153,9 +153,9 @@ def read_rounds(lines: Iterable[bytes]) -> tuple[Rounds, list[str]]:
     problems = []
     if damaged:
         which = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        problems.append(f"{_count(len(damaged), 'line')} cannot be read and are left out: {which}")
+        problems.append(f"{_count(len(damaged), 'line')} left out as unreadable: {which}")
     if repeated:
-        problems.append(f"{_count(repeated, 'round')} appear twice; the later line counts")
+        problems.append(f"{_count(repeated, 'round')} given twice; the later line counts")
     return _columns([kept[key] for key in sorted(kept)], latest), problems
 
 
@@ -223,13 +223,13 @@ def _parse(text: bytes) -> _Line:
     return _Line(
         server_round=server_round,
         asked=_whole(line.get("asked", 0)),
-        seconds=seconds if math.isfinite(seconds) else 0.0,
+        seconds=seconds if 0 <= seconds < END else 0.0,
         admitted=_indices(line.get("admitted", [])),
         rejected={reason: _whole(count) for reason, count in rejected.items()},
         metrics=metrics,
         spread=_spreads(per_client),
         per_client=per_client,
-        details=[str(text) for text in _sequence(line.get("details", []))[:_MOST_DETAILS]],
+        details=[str(text)[:1000] for text in _sequence(line.get("details", []))[:_MOST_DETAILS]],
     )
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from fedsim.errors import ConfigError
 from fedsim.report.round_columns import END, Rounds, read_rounds
-from fedsim.sources import parse_yaml
+from fedsim.config.sources import parse_yaml
+
+_MOST_SAMPLES = 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +211,7 @@ def _whole(value: object) -> int | None:
 
 def _counts(value: object, dimensions: int) -> np.ndarray:
     array = np.array(value)
-    if array.ndim != dimensions or array.dtype.kind != "i" or not array.size or array.min() < 0:
+    good = array.ndim == dimensions and array.dtype.kind == "i" and array.size
+    if not good or array.min() < 0 or array.max() >= _MOST_SAMPLES:
         raise ValueError("its counts are not whole numbers in a full table")
     return array.astype(np.int64)

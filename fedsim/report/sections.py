@@ -23,7 +23,7 @@ _GOOD = ("finished", "done", "completed")
 
 def top(data: RunData, head: Headline | None) -> Html:
     """Return the title, what ran, and the figures a reader looks for first."""
-    state = str(data.summary.get("status") or "unfinished")
+    state = _state(data)
     css = "good" if state in _GOOD else "wait" if not data.summary else "warn"
     title = page.element(
         "div",
@@ -34,6 +34,10 @@ def top(data: RunData, head: Headline | None) -> Html:
     over = page.element("p", "fedsim run report", css="over")
     ran = page.element("p", " · ".join(_what_ran(data)), css="ran")
     return page.element("header", over, title, ran, page.tiles(_tiles(data, head)))
+
+
+def _state(data: RunData) -> str:
+    return str(data.summary.get("status") or "unfinished")[:40]
 
 
 def _what_ran(data: RunData) -> list[str]:
@@ -61,9 +65,10 @@ def _tiles(data: RunData, head: Headline | None) -> list[tuple[str, str, str]]:
     rounds, found = data.rounds, []
     if head is not None:
         where = f"round {head.final_round}, {MEASURED_BY[head.group]}"
-        found.append((f"Final {word(head.name)}", show(head.name, head.final), where))
+        which = "Final" if _state(data) in _GOOD else "Latest"
+        found.append((f"{which} {word(head.name)}", show(head.name, head.final), where))
     if head is not None and head.best is not None:
-        note = f"round {head.best_round}; picked on the same samples, so a little flattering"
+        note = f"round {head.best_round}; chosen on the same samples, hence optimistic"
         found.append((f"Best {word(head.name)}", show(head.name, head.best), note))
     each = rounds.seconds_R[rounds.round_R >= 1]
     pace = f"{show_seconds(float(np.median(each)))} per round (median)" if len(each) else "none yet"

@@ -112,8 +112,9 @@ def tables(runs: list[dict[str, Any]]) -> str:
             ours = _values(runs, data, participation, "FedAU, K=50")
             theirs = _values(runs, data, participation, "average participating")
             if len(ours) and len(ours) == len(theirs):
-                gaps = ", ".join(f"{gap:+.1f}" for gap in ours - theirs)
-                lines.append(f"- {participation}: mean {np.mean(ours - theirs):+.2f} points ({gaps})")
+                gaps = ours - theirs
+                each = ", ".join(f"{gap:+.1f}" for gap in gaps)
+                lines.append(f"- {participation}: mean {np.mean(gaps):+.2f} points ({each})")
         lines.append("")
     return "\n".join(lines)
 
@@ -149,10 +150,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axis.set_title(f"{data}, {participation} participation", fontsize=10)
             axis.set_xlabel("round")
             axis.grid(alpha=0.3)
-        low = 75 if data == "digits" else 55
-        row[0].set_ylim(low, None)
+        row[0].set_ylim(*(75, 100) if data == "digits" else (55, 90))
         row[0].set_ylabel("test accuracy, %")
-    axes[0, 0].legend(fontsize=8, loc="lower right")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
     figure.savefig(path, dpi=120)
 
 

@@ -19,9 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim import config, overrides, sources
+from fedsim.config import composition as config
+from fedsim.config import overrides, sources
 from fedsim.catalog import GROUPS
-from fedsim.config import Config, assemble, build_part, compose
+from fedsim.config.composition import Config, assemble, build_part, compose
 from fedsim.errors import ConfigError
 
 TOY = Path(__file__).parents[1] / "assets" / "toylab"

@@ -88,11 +88,6 @@ class UnkeyedDropout(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
-def probe(model, x: Tensor) -> None:
-    model = make_model(lambda: model, classification(dtype=x.dtype)) if callable(model) else model
-    probe_independence(StackedModel(model), dict(model.named_parameters()), x)
-
-
 FLOATS = classification(n=4).train_x[:2]
 TOKENS = tokens(length=4).train_x[:2]
 batch_norm = nn.BatchNorm1d(6, affine=False, track_running_stats=False)

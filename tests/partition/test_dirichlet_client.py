@@ -35,6 +35,16 @@ def test_turns_follow_the_law_of_drawing_one_by_one():
         assert abs(seen[classes] - runs * chance) < 4.417 * np.sqrt(runs * chance * (1 - chance))
 
 
+def test_what_is_left_is_taken_in_proportion():
+    # All want class 0, which has one sample; three of class 1 and one of class 2 are left over, so
+    # the second turn takes class 1 with chance 3/4: binomial, 4.417 sigma.
+    mix_NC, sizes = np.array([[1.0, 0.0, 0.0]]), np.array([1, 3, 1])
+    rng = np.random.default_rng(2)
+    second = [int(_take_turns(mix_NC, np.array([0, 0]), sizes, rng)[1]) for _ in range(2000)]
+    assert set(second) == {1, 2}
+    assert abs(second.count(1) - 1500) < 4.417 * np.sqrt(2000 * 3 / 16)
+
+
 def test_sizes_are_equal(balanced):
     dataset = balanced(10, 31)
     sizes = DirichletClient(num_clients=4).split(dataset, np.random.default_rng(0)).sizes

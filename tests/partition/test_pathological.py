@@ -57,6 +57,7 @@ def test_more_classes_than_there_are(balanced):
         counts(Pathological(num_clients=3, classes_per_client=4), balanced(3, 5))
 
 
-def test_more_holders_than_samples(balanced):
-    with pytest.raises(ConfigError, match=r"^classes_per_client: 20 clients share .* 5 samples"):
-        counts(Pathological(num_clients=20, classes_per_client=2), balanced(2, 5))
+def test_as_many_holders_as_samples_but_no_more(balanced):
+    assert counts(Pathological(num_clients=5), balanced(2, 5)).tolist() == [[1, 1]] * 5
+    with pytest.raises(ConfigError, match=r"^classes_per_client: 6 clients share .* 5 samples"):
+        counts(Pathological(num_clients=6), balanced(2, 5))

@@ -22,15 +22,16 @@ def test_lognormal_sizes_have_the_spread(balanced):
 
 
 def test_dirichlet_sizes_have_the_marginal_law(balanced):
-    # The share of one client of five is Beta(.5, 2): mean .2, variance .0457; 400 independent
-    # draws of one client, 4.417 standard errors.
-    dataset = balanced(10, 100)
+    # The share of one client of five is Beta(.5, 2): mean .2, variance .0457; 4,000 independent
+    # draws of one client, 4.417 standard errors. Rounding to 1 in 200 adds (1/200)^2 / 6 at most.
+    dataset, draws = balanced(2, 100), 4000
     part = Quantity(num_clients=5, law="dirichlet", alpha=0.5, min_size=0)
-    share = np.array([sizes(part, dataset, seed)[0] for seed in range(400)]) / 1000
+    share = np.array([sizes(part, dataset, seed)[0] for seed in range(draws)]) / 200
     law = stats.beta(0.5, 2)
     mu4 = law.expect(lambda x: (x - law.mean()) ** 4)
-    assert abs(share.mean() - 0.2) < 4.417 * law.std() / 20
-    assert abs(share.var() - law.var()) < 4.417 * np.sqrt((mu4 - law.var() ** 2) / 400)
+    assert abs(share.mean() - 0.2) < 4.417 * law.std() / np.sqrt(draws)
+    bound = 4.417 * np.sqrt((mu4 - law.var() ** 2) / draws) + 200**-2 / 6
+    assert abs(share.var() - law.var()) < bound
 
 
 def test_labels_stay_iid(balanced):

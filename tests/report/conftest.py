@@ -166,4 +166,4 @@ if __name__ == "__main__":
     parser.add_argument("--task", default="classification")
     given = parser.parse_args()
     made = make_run(given.folder, clients=given.clients, rounds=given.rounds, task=given.task)
-    print(write_report(made))  # noqa: T201
+    print(write_report(made))

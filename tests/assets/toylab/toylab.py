@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import system  # noqa: F401  (what a hostile target would reach for)
+from os import system  # noqa: F401  (this and the next: what a hostile target would reach for)
+from pathlib import Path  # noqa: F401
+from shutil import rmtree  # noqa: F401
 from typing import Annotated, Any, Literal
 
 from fedsim.data.dataset import DataPart

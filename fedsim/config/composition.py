@@ -19,13 +19,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedsim import sources, specs
+from fedsim.config import sources, specs
 from fedsim.catalog import GROUPS
 from fedsim.errors import ConfigError
-from fedsim.interpolation import resolve
-from fedsim.overrides import Change, apply, parse
-from fedsim.scenario import SECTIONS, Scenario, plugins_of
-from fedsim.targets import KeyedError, UnknownKeyError, fields_of, instantiate, locate
+from fedsim.config.interpolation import resolve
+from fedsim.config.overrides import Change, apply, parse
+from fedsim.config.settings import SECTIONS, Scenario, plugins_of
+from fedsim.config.targets import KeyedError, UnknownKeyError, fields_of, instantiate, locate
 
 Where = Callable[[str], str | None]
 """Gives the file (or "command line") that sets a key; asked only when there is an error to tell."""
@@ -38,8 +38,12 @@ _BASES: dict[str, tuple[str, ...]] = {
     "participation": ("fedsim.participation.base.ParticipationPart",),
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
+    "client": ("fedsim.client.work.LocalSGD",),
+    "privacy": ("fedsim.client.gradient.GradientEstimator",),
+    "engine": ("fedsim.engines.base.EnginePart",),
+    "topology": ("fedsim.topology.base.TopologyPart",),
 }
-"""What a part must be, for the groups whose contract is a class."""
+"""What a part of each group must be."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.errors import ConfigError
-from fedsim.targets import KeyedError
+from fedsim.config.targets import KeyedError
 
 # A resolver may fail with an error of its own kind, e.g. `${oc.decode:...}` of a bad literal.
 _FAILURES = (OmegaConfBaseException, RecursionError, ValueError, TypeError)

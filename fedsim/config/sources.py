@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from fedsim import catalog
 from fedsim.errors import ConfigError, did_you_mean
-from fedsim.overrides import OPTION
+from fedsim.config.overrides import OPTION
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000
@@ -53,10 +53,10 @@ class Source:
         here = Path.cwd()
         return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
-    def options(self, group: str) -> dict[str, Path]:
-        """Return the parts that a group offers here, {name: file}."""
-        found = [entry for root in self.folders for entry in catalog.entries(group, root)]
-        return {entry.name: entry.path for entry in reversed(found)}
+    def options(self, group: str) -> list[str]:
+        """Return the names of the parts that a group offers here."""
+        found = {entry.name for root in self.folders for entry in catalog.entries(group, root)}
+        return sorted(found)
 
 
 def find(scenario: str, root: Path | None = None) -> Source:
@@ -243,9 +243,9 @@ def _hydra(folder: Path) -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
-def _no_option(group: str, option: str, known: Sequence[str] | Mapping[str, Path]) -> str:
+def _no_option(group: str, option: str, known: Sequence[str]) -> str:
     near = did_you_mean(option, known)
-    names = ", ".join(sorted(known)) or "none"
+    names = ", ".join(known) or "none"
     return f"no {group} called {option!r}{near or ';'} available: {names}"
 
 

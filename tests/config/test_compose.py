@@ -14,9 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from fedsim.catalog import GROUPS
 from fedsim.config import Config, build_part, compose
 from fedsim.errors import ConfigError
-from fedsim.scenario import Evaluation
+from fedsim.config.settings import Evaluation
 
-TOY = Path(__file__).parent / "assets" / "toylab"
+TOY = Path(__file__).parent.parent / "assets" / "toylab"
 ROOT = TOY / "scenarios"
 
 
@@ -200,6 +200,10 @@ def test_messages(case: tuple[str, str], message: str) -> None:
         (
             "model.activation='${oc.create:{_target_:os.system}}'",
             "model.activation._target_: 'os.sys",
+        ),
+        (
+            "model.activation='${oc.create:{_target_:toylab.Accountant,order:[1]}}'",
+            "unknown key 'model.activation.order'; did you mean 'model.activation.orders'? (",
         ),
         ("model.activation={null:1}", "model.activation: key None is not allowed"),
         ("model.activation={1:1,a:1}", "model.activation: keys must be all text or all integers"),

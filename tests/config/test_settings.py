@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fedsim.catalog import GROUPS, ROOT
 from fedsim.errors import ConfigError
-from fedsim.scenario import SECTIONS, Admission, Checkpoint, Evaluation, Output, Scenario
+from fedsim.config.settings import SECTIONS, Admission, Checkpoint, Evaluation, Output, Scenario
 
 
 def test_defaults_are_those_of_base_yaml() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fedsim import sources
+from fedsim.config import sources
 from fedsim.config import compose
 from fedsim.errors import ConfigError
 
-TOY = Path(__file__).parent / "assets" / "toylab"
+TOY = Path(__file__).parent.parent / "assets" / "toylab"
 ROOT = TOY / "scenarios"
 EXTENDS = "defaults: [base, _self_]\n"
 

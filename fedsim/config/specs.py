@@ -15,7 +15,7 @@ from typing import Any
 
 from fedsim import parts
 from fedsim.errors import ConfigError
-from fedsim.targets import (
+from fedsim.config.targets import (
     SPECIAL,
     Field,
     KeyedError,

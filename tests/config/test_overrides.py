@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fedsim.errors import ConfigError
-from fedsim.overrides import apply, parse
+from fedsim.config.overrides import apply, parse
 
-TOY = Path(__file__).parent / "assets" / "toylab"
+TOY = Path(__file__).parent.parent / "assets" / "toylab"
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +132,7 @@ def test_changes_go_in_order_and_mappings_are_merged() -> None:
     }
     assert change("~partition.alpha")["partition"] == {"_target_": "toylab.Skewed"}
     assert change("partition.weights.0=7")["partition"]["weights"] == [7, 2.0]
+    assert change("client.deep={3:1}")["client"]["deep"] == {"a": [1, 2], 3: 1}
     assert change("checkpoint.keep=3")["checkpoint"] == {"keep": 3}
 
 

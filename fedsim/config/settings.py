@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
-from fedsim.targets import KeyedError, plugin_prefixes
+from fedsim.config.targets import KeyedError, plugin_prefixes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")

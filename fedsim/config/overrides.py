@@ -17,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from fedsim import specs
+from fedsim.config import specs
 from fedsim.catalog import GROUPS
 from fedsim.errors import ConfigError
-from fedsim.scenario import SECTIONS, Scenario, plugins_of
-from fedsim.targets import SPECIAL, Field, KeyedError, fields_of, locate, takes_any_key
+from fedsim.config.settings import SECTIONS, Scenario, plugins_of
+from fedsim.config.targets import SPECIAL, Field, KeyedError, fields_of, locate, takes_any_key
 
 OPTION = re.compile(r"[A-Za-z0-9_]+")
 """A part's name: also the name of its file, hence no dots and no slashes."""
@@ -149,10 +149,11 @@ def _change(tree: dict[str, Any], change: Change) -> None:
         node.pop(last, None)
     elif _merges(node.get(last), change.value):
         for key, value in change.value.items():
-            nested = Change(
-                text=change.text, path=(*change.path, str(key)), value=value, delete=False
-            )
-            _change(tree, nested)
+            if isinstance(key, str):
+                path_to = (*change.path, key)
+                _change(tree, Change(text=change.text, path=path_to, value=value, delete=False))
+            else:  # only a mapping of free keys may have it; the check of its type will tell
+                node[last][key] = value
     else:
         node[last] = change.value
 

@@ -10,9 +10,9 @@ import pytest
 
 from fedsim.errors import ConfigError, DataError
 from fedsim.parts import describe
-from fedsim.targets import fields_of, instantiate, locate, plugin_prefixes
+from fedsim.config.targets import fields_of, instantiate, locate, plugin_prefixes
 
-TOY = Path(__file__).parent / "assets" / "toylab"
+TOY = Path(__file__).parent.parent / "assets" / "toylab"
 PLUGINS = ("toylab.",)
 
 
@@ -49,13 +49,15 @@ HOSTILE = [
     "fedsim.errors.Iterable",
     "fedsim.parts.ConfigErrorr",
     "fedsim.parts.math.sqrt",
-    "fedsim.targets.importlib.import_module",
+    "fedsim.config.targets.importlib.import_module",
     "fedsim.catalog.Path",
     "flwr.serverapp.strategy.strategy.time.sleep",
     "flwr.serverapp.strategy.fedavg.Message",
     "torch.nn.modules.module.torch.load",
     "torch.nn.modules.module.OrderedDict",
     "toylab.system",
+    "toylab.rmtree",
+    "toylab.Path",
     "toylab.DataPart",
     # functions, attributes and things that are no modules
     "fedsim.errors.did_you_mean",

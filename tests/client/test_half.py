@@ -1,0 +1,178 @@
+"""A client half that overrides each level gives the same result under every plan, in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.client import ClientHalf, LocalSGD
+from fedsim.client.half import Batch, ClientContext
+from fedsim.client.objective import sample_losses
+from fedsim.client.sequential import train_client
+from fedsim.engines.cohort import choose_trainer
+from fedsim.models.cnn import CNN
+from fedsim.models.mlp import MLP
+from fedsim.models.transformer import Transformer
+from fedsim.records import NUM_EXAMPLES, Params
+from tests.helpers import RAGGED, classification, make_runtime, regression, tokens
+
+CLIENTS = np.arange(len(RAGGED))
+
+
+class LogOfSquares(ClientHalf):
+    """A loss that is no sum over the batch: the mean loss plus log(1 + sum of squared outputs)."""
+
+    def criterion(self, outputs, batch, context):
+        mean = sample_losses(context.task, outputs, batch.y).mean()
+        return mean + 0.3 * torch.log1p(outputs.square().sum())
+
+
+class BatchSpread(ClientHalf):
+    """Another one, which also reads the inputs, the round, the model's start and own arrays."""
+
+    def criterion(self, outputs, batch, context):
+        centred = outputs - outputs.mean(0)
+        own = context.arrays["scale"] * context.start["output.bias"].sum() * context.server_round
+        return (centred.square().sum() * batch.x.square().mean() + own * outputs.sum()) * context.lr
+
+
+class Distance(ClientHalf):
+    """The whole loss: two forward passes and the parameters themselves."""
+
+    def loss(self, params: Params, batch: Batch, context: ClientContext):
+        apart = sum((params[n] - context.start[n]).square().sum() for n in context.start)
+        old = context.model(context.start, batch.x)
+        new = context.model(params, batch.x)
+        return self.criterion(new, batch, context) + 0.1 * apart + (new - old).square().mean()
+
+
+class FedProx(ClientHalf):
+    def correct(self, grads, params, context):
+        return {n: g + 0.5 * (params[n] - context.start[n]) for n, g in grads.items()}
+
+
+class Scaffold(ClientHalf):
+    """Control variates by client; the new one goes back beside the model."""
+
+    def correct(self, grads, params, context):
+        return {n: g + context.arrays[f"control.{n}"] for n, g in grads.items()}
+
+    def upload(self, params, context):
+        scale = 1 / (context.lr * (context.steps + 1))
+        return {f"control.{n}": (context.start[n] - params[n]) * scale for n in params}
+
+
+class Everything(LogOfSquares, FedProx):
+    def upload(self, params, context):
+        return {"norm": sum(p.square().sum() for p in params.values()), "lr": torch.tensor(context.lr)}
+
+
+HALVES = [ClientHalf, LogOfSquares, BatchSpread, Distance, FedProx, Scaffold, Everything]
+WORKS = [
+    LocalSGD(lr=0.1, batch_size=4),
+    LocalSGD(lr=0.1, batch_size=4, epochs=2, momentum=0.9, weight_decay=0.01),
+    LocalSGD(lr=0.1, batch_size=4, epochs=None, steps=5, weight_decay=0.01),
+]
+
+
+def client_arrays(runtime) -> Params:
+    """Return own arrays of each client, `[K, ...]`."""
+    rng = torch.Generator().manual_seed(3)
+    arrays = {"scale": torch.rand(len(CLIENTS), generator=rng, dtype=torch.float64)}
+    for name, t in runtime.initial_params().items():
+        shape = (len(CLIENTS), *t.shape)
+        arrays[f"control.{name}"] = 0.1 * torch.randn(shape, generator=rng, dtype=torch.float64)
+    return arrays
+
+
+def compare(runtime, plan: str) -> None:
+    """Train all clients under `plan`, and each alone; everything must agree to 1e-10."""
+    params, arrays = runtime.initial_params(), client_arrays(runtime)
+    trainer, used, why = choose_trainer(runtime, plan)
+    assert used == plan, why
+    chunk = trainer.train(CLIENTS, 3, params, arrays)
+    assert sorted(chunk.client_index) == CLIENTS.tolist()
+    for row, client in enumerate(chunk.client_index.tolist()):
+        own = {name: t[client] for name, t in arrays.items()}
+        alone = train_client(
+            runtime, client=client, server_round=3, params=params, client_arrays=own
+        )
+        assert set(alone.params) == set(chunk.arrays)
+        assert set(alone.upload) == set(chunk.client_arrays)
+        for expected, got in ((alone.params, chunk.arrays), (alone.upload, chunk.client_arrays)):
+            for name, t in expected.items():
+                torch.testing.assert_close(got[name][row], t, rtol=1e-10, atol=1e-10)
+        assert set(alone.metrics) == set(chunk.metrics)
+        for name, value in alone.metrics.items():
+            assert chunk.metrics[name][row] == pytest.approx(value, rel=1e-10, abs=1e-12)
+        moved = max(float((alone.params[n] - params[n]).abs().max()) for n in params)
+        assert (moved > 1e-3) == (alone.metrics[NUM_EXAMPLES] > 0)
+
+
+@pytest.mark.parametrize("work", WORKS, ids=["plain", "momentum", "steps"])
+@pytest.mark.parametrize(
+    ("half", "plan"),
+    [(h, p) for h in HALVES for p in ("rules", "vmap") if not (h is Distance and p == "rules")],
+)
+def test_plans_agree_with_one_client_at_a_time(half, work, plan):
+    dataset = classification(dtype=torch.float64)
+    compare(make_runtime(dataset, MLP(hidden=[5]), half=half(), work=work), plan)
+
+
+@pytest.mark.parametrize("plan", ["rules", "vmap"])
+@pytest.mark.parametrize("half", [ClientHalf, LogOfSquares, Scaffold])
+def test_on_regression(half, plan):
+    compare(make_runtime(regression(), MLP(hidden=[5]), half=half(), work=WORKS[1]), plan)
+
+
+@pytest.mark.parametrize("plan", ["rules", "vmap"])
+@pytest.mark.parametrize("half", [ClientHalf, LogOfSquares, Scaffold])
+def test_on_images(half, plan):
+    dataset = classification(shape=(1, 4, 4), dtype=torch.float64)
+    model = CNN(channels=[2], hidden=[4])
+    compare(make_runtime(dataset, model, half=half(), work=WORKS[1]), plan)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # attention under torch.func
+@pytest.mark.parametrize("plan", ["rules", "vmap"])
+@pytest.mark.parametrize("half", [ClientHalf, LogOfSquares, Scaffold])
+def test_on_sequences(half, plan):
+    dataset = tokens()
+    model = Transformer(width=4, heads=2, layers=1, tied=True)
+    runtime = make_runtime(dataset, lambda: model.build(dataset).double(), half=half(), work=WORKS[0])
+    compare(runtime, plan)
+
+
+def test_a_half_that_replaces_the_loss_runs_through_torch_func():
+    runtime = make_runtime(classification(dtype=torch.float64), MLP(hidden=[5]), half=Distance())
+    assert choose_trainer(runtime, "auto")[1:] == ("vmap", "Distance replaces the whole loss")
+
+
+def test_corrections_see_trainable_parameters_only_and_frozen_ones_stay():
+    dataset = classification(dtype=torch.float64)
+    seen = []
+
+    class Watch(FedProx):
+        def correct(self, grads, params, context):
+            seen.append((set(grads), set(params)))
+            return super().correct(grads, params, context)
+
+    for plan in ("rules", "vmap"):
+        runtime = make_runtime(dataset, MLP(hidden=[5]), half=Watch(), work=WORKS[1])
+        frozen = "hidden1.weight"
+        runtime.model.get_parameter(frozen).requires_grad_(False)
+        runtime.__post_init__()
+        params, arrays = runtime.initial_params(), client_arrays(runtime)
+        trainer, used, why = choose_trainer(runtime, plan)
+        assert used == plan, why
+        chunk = trainer.train(CLIENTS, 1, params, arrays)
+        alone = train_client(
+            runtime, client=0, server_round=1, params=params, client_arrays={"scale": arrays["scale"][0]}
+        )
+        assert all(torch.equal(row, params[frozen]) for row in chunk.arrays[frozen])
+        assert torch.equal(alone.params[frozen], params[frozen])
+        row = chunk.client_index.tolist().index(0)
+        for name, t in alone.params.items():
+            torch.testing.assert_close(chunk.arrays[name][row], t, rtol=1e-10, atol=1e-10)
+        names = set(params) - {frozen}
+        assert seen
+        assert all(pair == (names, names) for pair in seen)

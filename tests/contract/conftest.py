@@ -1,0 +1,12 @@
+"""Some of Flower's strategies collect garbage for every reply: seconds, with all of torch loaded."""
+
+import gc
+
+import pytest
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _nothing_to_collect():
+    gc.freeze()
+    yield
+    gc.unfreeze()
