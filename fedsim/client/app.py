@@ -29,7 +29,7 @@ def make_client_app(runtime: ClientRuntime, *, zero_copy: bool) -> ClientApp:
             client=int(context.node_config["partition-id"]),
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             params=_params(runtime, message),
-            client_arrays=_client_arrays(message),
+            client_arrays=_client_arrays(runtime, message),
         )
         content = reply_content(
             result.params, result.metrics, result.upload, zero_copy=zero_copy
@@ -49,5 +49,6 @@ def _params(runtime: ClientRuntime, message: Message) -> Params:
     return runtime.received(to_tensors(message.content.array_records[ARRAYS]))
 
 
-def _client_arrays(message: Message) -> Params:
-    return to_tensors(message.content.array_records.get(CLIENT_ARRAYS, {}))
+def _client_arrays(runtime: ClientRuntime, message: Message) -> Params:
+    arrays = to_tensors(message.content.array_records.get(CLIENT_ARRAYS, {}))
+    return {name: t.to(runtime.dataset.train_x.device) for name, t in arrays.items()}

@@ -44,7 +44,7 @@ class CohortTrainer:
             self.runtime,
             weights=self._copies(params, len(clients)),
             start=params,
-            client_arrays={name: rows[order] for name, rows in client_arrays.items()},
+            client_arrays={name: rows.to(device)[order] for name, rows in client_arrays.items()},
             steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
             server_round=server_round,
         )

@@ -38,10 +38,6 @@ _BASES: dict[str, tuple[str, ...]] = {
     "participation": ("fedsim.participation.base.ParticipationPart",),
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
-    "client": ("fedsim.client.work.LocalSGD",),
-    "privacy": ("fedsim.client.gradient.GradientEstimator",),
-    "engine": ("fedsim.engines.base.EnginePart",),
-    "topology": ("fedsim.topology.base.TopologyPart",),
 }
 """What a part of each group must be."""
 

@@ -79,7 +79,7 @@ def style() -> Iterator[None]:
     with warnings.catch_warnings(), matplotlib.rc_context():
         # Where a font lacks a script's letters, the page's font takes over.
         warnings.filterwarnings("ignore", message="Glyph")
-        pass
+        matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.config.sources import parse_yaml
 from fedsim.errors import ConfigError
 from fedsim.report.round_columns import END, Rounds, read_rounds
-from fedsim.config.sources import parse_yaml
 
 _MOST_SAMPLES = 2**40
 

@@ -13,6 +13,12 @@ def test_worst_tenth_of_an_accuracy_is_the_lowest():
     assert spread.value_K[[0, -1]].tolist() == [1 / 20, 1.0]
 
 
+@pytest.mark.parametrize(("clients", "tenth"), [(1, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
+def test_a_tenth_is_rounded_up(clients, tenth):
+    spread = fairness("accuracy", np.arange(clients, dtype=np.float64))
+    assert spread.worst == np.arange(tenth).mean()
+
+
 def test_worst_tenth_of_an_error_is_the_highest():
     spread = fairness("mse", np.array([1.0, 5.0, 3.0]))
     assert (spread.worst, spread.best) == (5.0, 1.0)  # a tenth of three clients is one client

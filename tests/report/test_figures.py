@@ -9,7 +9,7 @@ from fedsim.report import figures
 
 def draw(figure):
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], "o", label=r"$\frac{ <b>&amp;")
+    axes.plot([0, 1], [0, 1], "o", label=r"$\frac{ <b>&amp;$")
     axes.legend()
 
 
@@ -17,7 +17,7 @@ def test_a_picture_is_an_element_and_its_text_is_text():
     picture = figures.svg("one", (3, 2), draw)
     assert picture.startswith("<svg") and picture.endswith("</svg>")
     texts = [e.text for e in ET.fromstring(picture).iter() if e.tag.endswith("text")]  # noqa: S314
-    assert r"$\frac{ <b>&amp;" in texts
+    assert r"$\frac{ <b>&amp;$" in texts
     assert "<metadata>" not in picture and 'width="216pt"' not in picture
 
 

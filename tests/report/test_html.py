@@ -160,7 +160,7 @@ def test_hostile_names_are_shown_and_not_obeyed(fake_run):
     (run / "overrides.txt").write_text(f"name={HOSTILE}\n")
     edit(run / "privacy.json", lambda c: c.update(statement=HOSTILE))
     edit(run / "summary.json", lambda c: c.update(status=HOSTILE))
-    edit(run / "partition.json", lambda c: c.update(class_names=[HOSTILE, "$x^{", "\ud800"] * 4))
+    edit(run / "partition.json", lambda c: c.update(class_names=[HOSTILE, "$x^{$", "\ud800"] * 4))
     edit(run / "env.json", lambda c: c.update({HOSTILE: HOSTILE, "command": [HOSTILE]}))
     page = report(run)
     assert "script" not in page.tags and page.tags.count("img") == 1

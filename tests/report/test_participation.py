@@ -39,6 +39,8 @@ def test_a_large_run_is_binned_and_no_participation_is_lost():
     assert cells_KT.sum() == 1001 * 901
     np.testing.assert_allclose((grid.share_KT * cells_KT).sum(), 70 * 901, rtol=1e-12)
     assert 0 <= grid.share_KT.min() and grid.share_KT.max() <= 1
+    took_part_K = grid.rate_K * 901 * np.diff(grid.client_edges)
+    np.testing.assert_allclose(took_part_K.sum(), 70 * 901, rtol=1e-12)
     # One bin, by hand: clients 5 .. 9 (edges k * 1001 // 200), rounds 3 .. 4 (1 + t * 901 // 400).
     assert grid.client_edges[1:3].tolist() == [5, 10] and grid.round_edges[1:3].tolist() == [3, 5]
     inside = sum(5 <= k < 10 for clients in who[2:4] for k in clients)
@@ -64,6 +66,12 @@ def test_reasons_are_named_and_many_of_them_summed_up(count):
     assert ">reason a<" in picture
     assert (">reason e<" in picture) == (count == 5)
     assert ">no reply<" in picture and ">Of these, rejected<" in picture
+
+
+def test_a_rejected_reply_is_not_a_missing_one():
+    rejected = {"error": 1, "stale": 1}
+    assert "no reply" not in participation(rounds_of([0], asked=3, rejected=rejected), 3)
+    assert "no reply" in participation(rounds_of([0], asked=4, rejected=rejected), 4)
 
 
 def test_a_clean_run_shows_no_rejections():
