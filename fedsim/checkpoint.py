@@ -113,8 +113,8 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
         else:
             tensors[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     files = {
-        MODEL: save_tensors(_contiguous(checkpoint.params)),
-        STRATEGY: save_tensors(_contiguous(tensors)),
+        MODEL: encode(checkpoint.params),
+        STRATEGY: encode(tensors),
         SCALARS: _json(
             {
                 "server_round": checkpoint.server_round,
@@ -129,8 +129,17 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {**files, MANIFEST: _json({**body, "digest": sha256(_json(body))})}
 
 
-def _contiguous(params: Mapping[str, Tensor]) -> Params:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in params.items()}
+def encode(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as a safetensors file, each by its values, even where two share memory."""
+    held: set[int] = set()
+    apart: Params = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if memory in held else own
+        held.add(memory)
+    data: bytes = save_tensors(apart)
+    return data
 
 
 def _decode(folder: Path) -> Checkpoint:

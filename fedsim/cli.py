@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 configuration error, 3 budget reached, 4 too few clients, 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -95,7 +96,7 @@ def resume(
                 raise ResumeError(f"{group}={name}: a run keeps its parts; start a new run instead")
             asked = compose(str(folder / "config.yaml"), overrides)
             check_unchanged(config, asked)
-            config = asked  # it may differ in what does not change the result, e.g. checkpoint.every
+            config = asked  # it may differ in what leaves the result alone: checkpoint.every
         longer = None if extend is None else _rounds(extend)
         run = Run(simulation=Simulation(config), folder=opened, extend=longer)
         _go(run, as_json, resume=True)
@@ -204,6 +205,9 @@ def _go(run: Run, as_json: bool, *, resume: bool) -> None:
     from fedsim.report.html import write_report
 
     path = run.folder.path
+    # Flower collects garbage for each reply that it turns into NumPy arrays, at 0.2 s a time with
+    # all libraries loaded; what is loaded by now is not garbage.
+    gc.freeze()
     with _Interrupt() as interrupt, _logged(path):
         run.stop = interrupt
         last = None

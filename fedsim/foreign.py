@@ -1,8 +1,8 @@
 """The state of a third-party Flower strategy, read from and put back into its attributes.
 
 Flower's strategies have no `state_dict`; what they carry from round to round are numbers, bytes,
-arrays, lists and dictionaries of these, and `ArrayRecord`s; a wrapper also carries the strategy that
-it wraps. Anything else an attribute may hold (functions, names of record keys) comes from the
+arrays, lists and dictionaries of these, and `ArrayRecord`s; a wrapper also carries the strategy
+that it wraps. Anything else an attribute may hold (functions, names of record keys) comes from the
 scenario and does not change.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedsim.errors import ResumeError
 from fedsim.strategy import FedsimStrategy, State
@@ -40,7 +41,10 @@ def restore(strategy: Strategy, state: State) -> None:
     if isinstance(strategy, FedsimStrategy):
         strategy.load_state_dict(state)
         return
-    arrays = {name: np.array(value) for name, value in state.items()}
+    arrays = {
+        name: value.numpy().copy() if isinstance(value, Tensor) else np.array(value)
+        for name, value in state.items()
+    }
     if _SHAPES not in arrays:
         raise ResumeError(f"the checkpoint holds no state of {type(strategy).__name__}")
     _give_all(strategy, json.loads(arrays.pop(_SHAPES).tobytes()), arrays)
@@ -73,7 +77,7 @@ def _take(name: str, value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         if value.dtype.kind not in "biuf":
             return None
-        arrays[name] = np.array(value)
+        arrays[name] = np.array(value, value.dtype.newbyteorder("="))
         # NumPy computes with its own scalars in their own precision, not in the other operand's.
         return {"array" if isinstance(value, np.ndarray) else "scalar": name}
     if isinstance(value, (bool, int, float)):

@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a live line on a terminal, plain lines elsewhere, or JSON."""
+"""What a user sees of a run: a live line on a terminal, plain lines elsewhere, or JSON."""
 
 from __future__ import annotations
 

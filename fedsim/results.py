@@ -1,11 +1,11 @@
 """The run folder: everything that a run leaves behind, and all that resuming it reads.
 
-    results/runs/<scenario>/<time>_<hash>/
-        config.yaml  overrides.txt  env.json  partition.json  privacy.json     written at the start
-        metrics.jsonl   one line per round
-        checkpoint/     see fedsim.checkpoint; covers all of the above, from before the first round on
-        log.txt         warnings, rejected replies, tracebacks
-        model.safetensors  summary.json  report.html                           written at the end
+results/runs/<scenario>/<time>_<hash>/
+config.yaml  overrides.txt  env.json  partition.json  privacy.json     written at the start
+metrics.jsonl   one line per round
+checkpoint/     see fedsim.checkpoint; covers all of the above from the start
+log.txt         warnings, rejected replies, tracebacks
+model.safetensors  summary.json  report.html                           written at the end
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_tensors
 
 from fedsim import checkpoint
 from fedsim.checkpoint import Checkpoint
@@ -45,8 +44,9 @@ STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 """Files written before the first round; a checkpoint covers each of them."""
 
 SMOKE = "--smoke"
-"""The line of `overrides.txt` that marks a run which was cut down, and cannot be resumed as whole."""
+"""The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
 
+_METRICS = ("train", "clients", "central")
 _PACKAGES = ("flwr", "torch", "opacus", "numpy", "scipy", "networkx", "hydra-core", "omegaconf")
 
 
@@ -224,12 +224,11 @@ class RunFolder:
 
     def write_end(self, params: Params, summary: Mapping[str, Any]) -> None:
         """Write the final model and the summary, with the latest of each group of metrics."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in params.items()}
-        write_atomic(self.path / MODEL, save_tensors(tensors))
+        write_atomic(self.path / MODEL, checkpoint.encode(params))
         latest: dict[str, Any] = {}
         seconds = 0.0
         for line in self.rounds():
-            latest |= {group: line[group] for group in ("train", "clients", "central") if line[group]}
+            latest |= {group: line[group] for group in _METRICS if line[group]}
             seconds += line["seconds"]
         self._write(SUMMARY, _json({**summary, "seconds": seconds, "metrics": latest}))
 
@@ -242,7 +241,7 @@ class RunFolder:
         path = self.path / CONFIG
         try:
             return Config.from_yaml(self._read(CONFIG).decode(errors="replace"), str(path))
-        except ConfigError as error:
+        except (ConfigError, ValueError) as error:
             raise ResumeError(f"{path} is damaged, or no longer valid: {error}") from error
 
     def _write(self, name: str, text: str) -> None:

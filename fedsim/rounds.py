@@ -151,7 +151,8 @@ class RoundLoop:
             new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)
             if new_arrays is None or not len(new_arrays):
                 return params, replies
-            return _like(params, new_arrays, type(self.strategy).__name__), replies
+            name = f"{type(self.strategy).__name__} (round {server_round})"
+            return _like(params, new_arrays, name), replies
 
     def _evaluate(self, server_round: int, params: Params) -> AdmittedReplies:
         arrays = self._record(params)

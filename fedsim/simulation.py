@@ -104,7 +104,9 @@ class Simulation:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"device: {name!r} is not there ({reason}); use auto or cpu") from error
+            raise ConfigError(
+                f"device: {name!r} is not there ({reason}); use auto or cpu"
+            ) from error
         return device
 
     @property
@@ -305,9 +307,7 @@ class Run:
         simulation = self.simulation
         loop = simulation.loop  # everything is built, and checked, before anything is written
         self.folder.write_start(
-            environment=environment(
-                simulation.device, simulation.settings.seed, command_line()
-            ),
+            environment=environment(simulation.device, simulation.settings.seed, command_line()),
             partition=simulation.describe_partition(),
             privacy=simulation.estimator.statement(),
         )
@@ -344,7 +344,8 @@ class Run:
             return
         self.folder.reopen()
         every, last = self.simulation.settings.checkpoint.every, done
-        for params, report in loop.run(params, done):
+        model = params
+        for model, report in loop.run(params, done):
             for detail in report.details:
                 log.warning("round %d: %s", report.server_round, detail)
             self.folder.append(report)
@@ -352,7 +353,7 @@ class Run:
             stopping = self.stop()
             # Round 0 was saved before it was evaluated; a resumed run does that again.
             if last and (last % every == 0 or last == loop.last_round or stopping):
-                self._save(last, params)
+                self._save(last, model)
             yield report
             if stopping:
                 break
@@ -362,7 +363,7 @@ class Run:
             "last_round": loop.last_round,
             "smoke": self.simulation.smoke is not None,
         }
-        self.folder.write_end(params, summary)
+        self.folder.write_end(model, summary)
 
     def _save(self, server_round: int, params: Params) -> None:
         simulation = self.simulation

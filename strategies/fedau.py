@@ -107,6 +107,6 @@ class FedAU(FedsimStrategy):
             raise ResumeError(
                 f"FedAU's state is last, closed, mean; the checkpoint has {sorted(state)}"
             )
-        self._last_N = np.array(state["last"], np.int64)
-        self._closed_N = np.array(state["closed"], np.int64)
-        self._mean_N = np.array(state["mean"], np.float64)
+        self._last_N = np.asarray(state["last"]).astype(np.int64)
+        self._closed_N = np.asarray(state["closed"]).astype(np.int64)
+        self._mean_N = np.asarray(state["mean"]).astype(np.float64)

@@ -42,7 +42,10 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def rates(self) -> np.ndarray:
-        """Return each client's long-run participation rate, float64 `[N]`, in (0, 1]."""
+        """Return each client's long-run participation rate, float64 `[N]`, in [0, 1].
+
+        0 only where it is known that the client never takes part (a trace without it).
+        """
 
 
 class ParticipationPart(Part, abc.ABC):
@@ -55,3 +58,23 @@ class ParticipationPart(Part, abc.ABC):
         Raises:
             ConfigError: The model cannot be met by this population.
         """
+
+
+class WithSamples(Schedule):
+    """A schedule without the clients that hold no training samples: they have nothing to send.
+
+    Args:
+        schedule: Who would take part.
+        num_samples: Client indices `[K]` -> their numbers of training samples `[K]`.
+    """
+
+    def __init__(self, schedule: Schedule, num_samples: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.schedule = schedule
+        self.num_samples = num_samples
+
+    def select(self, server_round: int) -> np.ndarray:
+        clients = self.schedule.select(server_round)
+        return clients[self.num_samples(clients) > 0]
+
+    def rates(self) -> np.ndarray:
+        return self.schedule.rates()

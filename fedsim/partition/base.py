@@ -30,7 +30,8 @@ class Partition(abc.ABC):
     def transform(self, client: int, x: Tensor) -> Tensor:
         """Return a client's view of its inputs `x [n, ...]`; feature skew overrides this.
 
-        Must be a pure function of (client, x), sample by sample.
+        A pure function of (client, x). `x` always holds all of the client's samples, in the order
+        of `indices(client)`, so that a transform may depend on a sample's position.
         """
         return x
 
@@ -71,7 +72,14 @@ class ArrayPartition(Partition):
         return self.order[self.offsets[client] : self.offsets[client + 1]]
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
-        return self.offsets[clients + 1] - self.offsets[clients]
+        sizes: np.ndarray = self.offsets[clients + 1] - self.offsets[clients]
+        return sizes
+
+    def label_histogram(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        owner = np.repeat(np.arange(self.num_clients), np.diff(self.offsets))
+        cell = owner * num_classes + labels[self.order]
+        counts = np.bincount(cell, minlength=self.num_clients * num_classes)
+        return counts.reshape(self.num_clients, num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +87,8 @@ class PartitionPart(Part, abc.ABC):
     """A partition scheme, as the `partition` group of a scenario names it.
 
     Attributes:
-        num_clients: How many clients the population has. A scheme that takes the number from the
-            data (a natural user column) allows null and says so.
+        num_clients: How many clients the population has; null only for a scheme that takes the
+            number from the data (a natural user column).
         holdout: Share of each client's samples kept from training for its own evaluation.
     """
 

@@ -45,7 +45,8 @@ class Rotation(PartitionPart):
         if len(shape) < 2:
             raise ConfigError(
                 f"quarter_turns: {list(self.quarter_turns)} turn images [..., height, width]; data"
-                f" set '{dataset.name}' has inputs of shape {shape}; partition=noise takes any"
+                f" set '{dataset.name}' has inputs of shape {shape}; use images (digits has them"
+                " with data.image=true) or partition=noise, which takes any shape"
             )
         if shape[-1] != shape[-2] and any(turns % 2 for turns in self.quarter_turns):
             raise ConfigError(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import select
 import shutil
 import signal
@@ -26,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fedsim.config import Config, compose
-from fedsim.errors import ResumeError
-from fedsim.results import STATIC, RunFolder
+from fedsim.config import compose
+from fedsim.results import RunFolder
 from fedsim.simulation import Run, Simulation
 
 HERE = Path(__file__)
@@ -212,7 +211,7 @@ both = pytest.mark.parametrize("run", ["fedau", pytest.param("fedadam", marks=py
 @both
 def test_kill_at_random_moments(drive: Drive, whole: dict[str, Outcome], run: str) -> None:
     expected = result(whole[run].folder)
-    draw = random.Random(run)
+    draw = np.random.default_rng(list(run.encode()))
     kills = 0
     for _ in range(3 * KILLS):  # some delays end after the run does
         outcome = drive(run, delay=draw.uniform(0, whole[run].seconds))
@@ -225,7 +224,7 @@ def test_kill_at_random_moments(drive: Drive, whole: dict[str, Outcome], run: st
 
 
 def test_killed_again_and_again(drive: Drive, whole: dict[str, Outcome]) -> None:
-    draw = random.Random(7)
+    draw = np.random.default_rng(7)
     folder, kills = None, 0
     for _ in range(40):
         outcome = drive("fedau", folder, delay=draw.uniform(0, whole["fedau"].seconds / 4))

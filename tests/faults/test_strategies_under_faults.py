@@ -80,7 +80,7 @@ def test_a_duplicate_counts_once(name):
 @pytest.mark.parametrize("name", OURS)
 def test_a_stale_reply_is_rejected(name):
     _, reports = run(name, BAD["stale"].values())
-    # Round 2 gets "last round" (1)... as its second fault, "next round" (3): all but its own.
+    # A reply that claims the round it arrives in is, of course, none.
     assert [report.rejected for report in reports] == [
         {} if group == str(number) else {"stale": 1}
         for number, group in enumerate(("1", "3", "", "02"), start=1)
@@ -114,7 +114,7 @@ def test_robust_strategies_stand_outliers(name):
         return [with_x(message, np.array([1e6, -1e6], np.float32))]
 
     assert run(name, [byzantine] * 6)[0]["x"].abs().max() < 20
-    assert run("fedavg", [byzantine] * 6)[0]["x"].abs().max() > 1e5
+    assert run("fedavg", [byzantine] * 6)[0]["x"].abs().max() > 1e4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +135,7 @@ def test_stop_ends_the_run(name):
 def test_everybody_failing_ends_the_run(name):
     """Flower's own loop goes on to the end and returns an empty model."""
     grid = ToyGrid(CLIENTS, lambda m: [failing(m, f"boom at {m.metadata.dst_node_id}")])
-    with pytest.raises(ClientError, match="every client failed.*\nclient 0: boom"):
+    with pytest.raises(ClientError, match=r"every client failed.*\nclient \d: boom"):
         finish(loop(make(name), grid, everyone(CLIENTS)), START)
 
 

@@ -33,7 +33,7 @@ def test_ids_of_two_pictures_do_not_meet_and_references_hold():
 
 def test_equal_data_give_equal_bytes_whatever_the_readers_settings():
     before = figures.svg("one", (3, 2), draw)
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "text.color": "red"}):
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.marker": "x"}):
         assert figures.svg("one", (3, 2), draw) == before
         assert matplotlib.rcParams["font.size"] == 30
 

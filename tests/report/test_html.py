@@ -161,7 +161,7 @@ def test_hostile_names_are_shown_and_not_obeyed(fake_run):
     edit(run / "privacy.json", lambda c: c.update(statement=HOSTILE))
     edit(run / "summary.json", lambda c: c.update(status=HOSTILE))
     edit(run / "partition.json", lambda c: c.update(class_names=[HOSTILE, "$x^{$", "\ud800"] * 4))
-    edit(run / "env.json", lambda c: c.update({HOSTILE: HOSTILE, "command": [HOSTILE]}))
+    edit(run / "env.json", lambda c: c.update({HOSTILE: HOSTILE + "\ud800", "command": [HOSTILE]}))
     page = report(run)
     assert "script" not in page.tags and page.tags.count("img") == 1
     assert page.text.count(HOSTILE) >= 8
@@ -201,6 +201,7 @@ def test_a_diverged_run_says_where(fake_run):
         line["train"]["train-loss"] = 1e200
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = report(run)
+    assert "1e200" not in page.text  # as the exponent of an axis
     assert "test loss: 3 of 7 measured rounds, first in round 4" in page.text
     assert "training train-loss: 3 of 6 measured rounds, first in round 4" in page.text
     assert "not a number" in page.text
