@@ -41,6 +41,7 @@ from fedsim.records import (
     Params,
     Replies,
     decode,
+    is_finite,
     stack_replies,
 )
 
@@ -247,7 +248,7 @@ class AdmittedReplies(Replies):
                 raise Rejected("non-finite", f"metric '{name}' is {value}")
         arrays, client_arrays = self._arrays(message.content)
         for name, tensor in (*arrays.items(), *client_arrays.items()):
-            if not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise Rejected("non-finite", f"array '{name}' holds a NaN or an infinity")
         seen.add(client)
         return client, arrays, client_arrays, metrics
@@ -277,10 +278,10 @@ class AdmittedReplies(Replies):
             finite &= np.isfinite(column)
         for tensor in (*chunk.arrays.values(), *chunk.client_arrays.values()):
             if tensor.is_floating_point():
-                # A NaN or an infinity survives into the sum of its row: one pass, no mask in memory.
-                # A row of finite values whose sum overflows is far outside any useful model.
+                # One pass, as in `is_finite`; only rows whose sum is not finite are looked at again.
                 sums_K = tensor.reshape(len(chunk), tensor[0].numel()).sum(1)
-                finite &= torch.isfinite(sums_K).cpu().numpy()
+                for row in np.flatnonzero(~torch.isfinite(sums_K).cpu().numpy()):
+                    finite[row] &= is_finite(tensor[row])
         for row in np.flatnonzero(~(good_weight & finite) & ~nothing):
             reason = "weight" if not good_weight[row] else "non-finite"
             detail = f"'{NUM_EXAMPLES}' is {weights[row]}" if reason == "weight" else "NaN or infinity"

@@ -125,6 +125,16 @@ def decode(array: Array, like: Tensor) -> Tensor:
     return torch.from_numpy(np.array(values, order="C")).to(like.device)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN and no infinity in a tensor.
+
+    Either survives into the sum: in the usual case this is one pass and takes no memory.
+    """
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+        return True
+    return bool(torch.isfinite(tensor).all())  # finite values may have a sum that overflows
+
+
 def _describe(like: Tensor) -> str:
     return f"{str(like.dtype).removeprefix('torch.')}{list(like.shape)}"
 

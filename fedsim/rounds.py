@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -27,7 +26,7 @@ from fedsim.admission import Admission, AdmittedReplies
 from fedsim.engines.base import LocalGrid
 from fedsim.errors import FedsimError, TooFewClientsError
 from fedsim.participation.base import Schedule
-from fedsim.records import Params, to_record, to_tensors
+from fedsim.records import Params, is_finite, to_record, to_tensors
 from fedsim.strategy import FedsimStrategy
 
 
@@ -258,7 +257,7 @@ def _like(params: Params, arrays: ArrayRecord, strategy: str) -> Params:
             raise StrategyError(f"{strategy} returned no array '{name}' of {list(like.shape)}")
         tensor = new[name] if like.is_floating_point() else new[name].round()
         result[name] = tensor.to(like.device, like.dtype)
-        if not bool(torch.isfinite(result[name]).all()):
+        if not is_finite(result[name]):
             raise StrategyError(
                 f"{strategy} made a model that is not finite (array '{name}') out of finite replies; "
                 "lower the learning rates (strategy, client), or use one that stands outliers, "

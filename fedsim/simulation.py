@@ -30,19 +30,16 @@ from fedsim.errors import ConfigError, ResumeError
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
-from fedsim.participation.base import ParticipationPart, Population, Schedule
-from fedsim.partition.base import Partition, PartitionPart
+from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
+from fedsim.partition.base import Partition, PartitionPart, train_sizes
 from fedsim.records import Params
+from fedsim.report.shown import shown_clients
 from fedsim.results import RunFolder, command_line, environment
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TopologyPart
 
 log = logging.getLogger(__name__)
-
-SHOWN_CLIENTS = 200
-"""How many clients' label histograms go into the run folder, for the picture of who holds what."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Smoke:
@@ -146,8 +143,11 @@ class Simulation:
             seed=self.settings.seed,
             label_histogram=lambda: self.label_histogram,
         )
-        schedule = part.bind(population)
+        schedule: Schedule = WithSamples(part.bind(population), self._train_sizes)
         return self.smoke.schedule(schedule, population.num_clients) if self.smoke else schedule
+
+    def _train_sizes(self, clients: np.ndarray) -> np.ndarray:
+        return train_sizes(self.partition.sizes(clients), self.partition_part.holdout)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -246,9 +246,9 @@ class Simulation:
         return evaluate(self.runtime, params, data.test_x[:count], data.test_y[:count], size)
 
     def describe_partition(self) -> dict[str, Any]:
-        """Return who holds what, of at most `SHOWN_CLIENTS` clients, as plain data."""
+        """Return who holds what, of the clients that a picture shows, as plain data."""
         count = self.partition.num_clients
-        shown = np.linspace(0, count - 1, min(count, SHOWN_CLIENTS)).astype(np.int64)
+        shown = shown_clients(count)
         labels = self.dataset.labels()
         classes = int(labels.max()) + 1
         histogram = [

@@ -20,7 +20,7 @@ from fedsim.participation.base import Schedule
 from fedsim.partition.base import ArrayPartition, Partition
 from fedsim.records import Params
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
-from fedsim.strategy import FedsimStrategy, Federation
+from fedsim.strategy import Federation, FedsimStrategy
 from strategies.fedavg import FedAvg
 
 RAGGED = (7, 1, 12, 0, 10, 3, 25, 4)
@@ -151,10 +151,8 @@ def run(
         seed=0,
         last_round=rounds,
     )
-    params, reports = runtime.initial_params(), []
-    for params, report in loop.run(params):  # noqa: B007
-        reports.append(report)
-    return params, reports
+    results = list(loop.run(runtime.initial_params()))
+    return results[-1][0], [report for _, report in results]
 
 
 def flat(params: Params) -> Tensor:

@@ -299,6 +299,15 @@ def test_infinities_that_would_cancel_in_the_sum():
     assert [len(c) for c in admitted.chunks()] == [5]
 
 
+def test_finite_values_whose_sum_overflows():
+    chunk = stacked()
+    chunk.arrays["x"][0] = 3e38
+    admitted = admit_chunk(chunk)
+    assert [len(c) for c in admitted.chunks()] == [6]
+    good = exchange(lambda m: [with_x(m, np.full(2, 3e38, np.float32))])
+    assert len(stack(good)) == 10
+
+
 def test_a_chunk_of_nothing_good_is_not_yielded():
     chunk = stacked()
     chunk.arrays["x"][:] = np.nan

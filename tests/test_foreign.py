@@ -1,4 +1,4 @@
-"""Third-party strategies are saved and restored so that the next rounds are the same, bit for bit."""
+"""Third-party strategies are saved and restored such that later rounds are bit for bit the same."""
 
 from __future__ import annotations
 

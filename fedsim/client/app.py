@@ -31,9 +31,7 @@ def make_client_app(runtime: ClientRuntime, *, zero_copy: bool) -> ClientApp:
             params=_params(runtime, message),
             client_arrays=_client_arrays(runtime, message),
         )
-        content = reply_content(
-            result.params, result.metrics, result.upload, zero_copy=zero_copy
-        )
+        content = reply_content(result.params, result.metrics, result.upload, zero_copy=zero_copy)
         return Message(content, reply_to=message)
 
     @app.evaluate()

@@ -42,4 +42,7 @@ def score_names(task: Task) -> tuple[str, ...]:
 
 def mean_scores(scores: dict[str, Tensor]) -> dict[str, float]:
     """Return the mean of each score as a Python float, summed in float64."""
-    return {name: float(values.sum(dtype=torch.float64)) / len(values) for name, values in scores.items()}
+    return {
+        name: float(values.sum(dtype=torch.float64)) / len(values)
+        for name, values in scores.items()
+    }

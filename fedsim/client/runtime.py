@@ -16,7 +16,7 @@ from fedsim.client.half import ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD
 from fedsim.data.dataset import Dataset
 from fedsim.models.dropout import KeyedDropout
-from fedsim.partition.base import Partition
+from fedsim.partition.base import Partition, train_sizes
 from fedsim.records import Params
 
 
@@ -77,7 +77,7 @@ class ClientRuntime:
         return outputs
 
     def dropout(self, server_round: int, clients: Sequence[int]) -> list[torch.Generator]:
-        """Return the generators of some clients' dropout masks; none if the model has no dropout."""
+        """Return the generators of some clients' dropout masks; none where nothing is dropped."""
         if not self.drops:
             return []
         return [seeds.torch_rng(self.seed, server_round, client, "dropout") for client in clients]
@@ -96,13 +96,8 @@ class ClientRuntime:
         if not self.holdout:
             return np.arange(0 if held_out else n)
         order = seeds.rng(self.seed, 0, client, "holdout").permutation(n)
-        kept = n - int(n * self.holdout)
+        kept = int(train_sizes(np.array(n), self.holdout))
         return np.sort(order[kept:] if held_out else order[:kept])
-
-    def num_train(self, clients: np.ndarray) -> np.ndarray:
-        """Return how many training samples each of `clients` has, int64 `[K]`."""
-        sizes = self.partition.sizes(clients)
-        return sizes - (sizes * self.holdout).astype(np.int64) if self.holdout else sizes
 
     def pool(self, clients: Sequence[int], *, held_out: bool = False) -> Pool:
         """Return the samples of some clients, ready to be gathered by index.

@@ -85,8 +85,8 @@ def evaluate(
     runtime.model.eval()
     parts = [
         sample_scores(runtime.dataset.task, runtime.apply(params, x_part), y_part)
-        for x_part, y_part in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        for x_part, y_part in zip(
+            torch.split(x, batch_size), torch.split(y, batch_size), strict=True
+        )
     ]
     return mean_scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-
-

@@ -1,4 +1,4 @@
-"""One SGD step of A clients at once: by the layer rules where they reach, by `torch.func` elsewhere.
+"""One SGD step of A clients at once: by the layer rules where they reach, else by `torch.func`.
 
 Shapes: A active clients (the first rows of the chunk's K), B the step's longest batch.
 """

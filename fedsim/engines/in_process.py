@@ -62,7 +62,9 @@ class InProcessGrid(LocalGrid):
             if not self.zero_copy and reply.has_content():
                 reply.content = carry(reply.content)
         except Exception as error:  # a client's failure is data here, counted by admission
-            return client_error(message, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+            return client_error(
+                message, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            )
         self.keep_state(client, context)
         return reply
 

@@ -61,7 +61,9 @@ def _alone(stacked: StackedModel, params: Params, x: Tensor, key: int) -> Params
     """Return one client's gradients by name, and its outputs under the name ''."""
     stacked.model.train()
     install(stacked.model, [seeds.torch_rng(0, 0, key, "probe")], [len(x)])
-    leaves = {name: t.detach().requires_grad_(name in stacked.trainable) for name, t in params.items()}
+    leaves = {
+        name: t.detach().requires_grad_(name in stacked.trainable) for name, t in params.items()
+    }
     outputs = functional_call(stacked.model, leaves, (x,))
     inputs = [leaves[name] for name in stacked.trainable]
     grads = torch.autograd.grad(_probe_loss(outputs), inputs, materialize_grads=True)

@@ -103,3 +103,9 @@ class PartitionPart(Part, abc.ABC):
             ConfigError: The scheme cannot be met on this data set (too few samples, no such
                 column); the message says which key to change.
         """
+
+
+def train_sizes(sizes: np.ndarray, holdout: float) -> np.ndarray:
+    """Return how many of clients' samples are left for training, int64, of `sizes`' shape."""
+    left: np.ndarray = sizes - (sizes * holdout).astype(np.int64)
+    return left

@@ -52,7 +52,7 @@ def loss_curves(rounds: Rounds, head: Headline) -> str | None:
     curves = [
         (rounds.metrics["train"].get(TRAIN_LOSS), TRAIN, "training, mean of local steps", "train"),
         (rounds.metrics["central"].get("loss"), CENTRAL, "central test set", "central"),
-        (rounds.metrics["clients"].get("loss"), CLIENTS, "clients' held-out samples", "clients"),
+        (rounds.metrics["clients"].get("loss"), CLIENTS, "clients' held-out", "clients"),
     ]
     # A regression's test loss is its mean squared error: one picture of it is enough.
     wanted = ("train",) if head.name in ("mse", "loss") else ("train", "central", "clients")
@@ -120,4 +120,7 @@ def _finish(axes: Axes, name: str) -> None:
     low, high = float(value.min()), float(value.max())
     if not is_fraction(name) and low > 0 and high / low >= _LOG_FROM:
         axes.set_yscale("log")
+        # Plain numbers: the default 10^x labels are mathematics, which pages here do not parse.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)

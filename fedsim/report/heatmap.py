@@ -17,22 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-MOST_CLIENTS = 200
-"""More columns than this are too thin to read: evenly spaced clients stand for all."""
+from fedsim.report.shown import shown_clients
 
 _MOST_CLASS_TICKS = 40
 _MOST_NUMBERS = 150
-
-
-def shown_clients(num_clients: int) -> np.ndarray:
-    """Return which clients a picture of a population shows: all, or 200 evenly spaced, int64.
-
-    Example:
-        >>> shown_clients(1000)[:3].tolist(), len(shown_clients(1000)), len(shown_clients(7))
-        ([0, 5, 10], 200, 7)
-    """
-    count = min(num_clients, MOST_CLIENTS)
-    return np.arange(count, dtype=np.int64) * num_clients // count
 
 
 def label_heatmap(

@@ -7,15 +7,16 @@ import io
 import struct
 
 from fedsim.report import figures
-from fedsim.report.heatmap import label_heatmap, shown_clients
+from fedsim.report.heatmap import label_heatmap
 from fedsim.report.run_folder import Holdings
+from fedsim.report.shown import shown_clients
 
 _DOTS_PER_PIXEL = 150 / 96
 """The image has 150 dots per inch; a page has 96 pixels."""
 
 
-def holdings_image(holdings: Holdings) -> str:
-    """Return the heat map of clients and classes as an HTML image element."""
+def holdings_png(holdings: Holdings) -> bytes:
+    """Return the heat map of clients and classes as a PNG file's content."""
     count, population = len(holdings.histogram_KC), holdings.num_clients
     sampled = count < population and count == len(shown_clients(population))
     buffer = io.BytesIO()
@@ -26,7 +27,12 @@ def holdings_image(holdings: Holdings) -> str:
             [figures.label(name) for name in holdings.class_names],
             num_clients=population if sampled else None,
         )
-    png = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def holdings_image(holdings: Holdings) -> str:
+    """Return the heat map of clients and classes as an HTML image element."""
+    png = holdings_png(holdings)
     width, height = struct.unpack(">II", png[16:24])
     size = f'width="{width / _DOTS_PER_PIXEL:.0f}" height="{height / _DOTS_PER_PIXEL:.0f}"'
     data = base64.b64encode(png).decode()

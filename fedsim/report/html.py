@@ -7,12 +7,13 @@ from pathlib import Path
 from fedsim.files import write_atomic
 from fedsim.report import page, repeat, sections
 from fedsim.report.curves_csv import curves_csv
+from fedsim.report.holdings import holdings_png
 from fedsim.report.measures import headline, show, word
 from fedsim.report.run_folder import RunData
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` and `curves.csv` into a run folder, over older ones.
+    """Write `report.html`, `curves.csv` and `partition.png` into a run folder, over older ones.
 
     Args:
         run: The folder of a run: finished, stopped, or still going on.
@@ -26,6 +27,8 @@ def write_report(run: Path) -> Path:
     """
     data = RunData.read(run)
     _write(run / "curves.csv", curves_csv(data.rounds))
+    if data.holdings is not None:
+        write_atomic(run / "partition.png", holdings_png(data.holdings))
     _write(run / "report.html", render(data))
     return run / "report.html"
 

@@ -13,6 +13,7 @@ backward pass, and adds each gradient straight into the weights.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -63,7 +64,7 @@ def make_runtime(hidden: tuple[int, ...]) -> ClientRuntime:
     )  # fmt: skip
     sizes = (784, *hidden, 10)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     partition = ArrayPartition(np.random.default_rng(0).permutation(len(x)),
                                np.arange(0, len(x) + 1, SAMPLES))  # fmt: skip

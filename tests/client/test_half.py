@@ -63,7 +63,10 @@ class Scaffold(ClientHalf):
 
 class Everything(LogOfSquares, FedProx):
     def upload(self, params, context):
-        return {"norm": sum(p.square().sum() for p in params.values()), "lr": torch.tensor(context.lr)}
+        return {
+            "norm": sum(p.square().sum() for p in params.values()),
+            "lr": torch.tensor(context.lr),
+        }
 
 
 HALVES = [ClientHalf, LogOfSquares, BatchSpread, Distance, FedProx, Scaffold, Everything]
@@ -138,7 +141,9 @@ def test_on_images(half, plan):
 def test_on_sequences(half, plan):
     dataset = tokens()
     model = Transformer(width=4, heads=2, layers=1, tied=True)
-    runtime = make_runtime(dataset, lambda: model.build(dataset).double(), half=half(), work=WORKS[0])
+    runtime = make_runtime(
+        dataset, lambda: model.build(dataset).double(), half=half(), work=WORKS[0]
+    )
     compare(runtime, plan)
 
 
@@ -166,7 +171,11 @@ def test_corrections_see_trainable_parameters_only_and_frozen_ones_stay():
         assert used == plan, why
         chunk = trainer.train(CLIENTS, 1, params, arrays)
         alone = train_client(
-            runtime, client=0, server_round=1, params=params, client_arrays={"scale": arrays["scale"][0]}
+            runtime,
+            client=0,
+            server_round=1,
+            params=params,
+            client_arrays={"scale": arrays["scale"][0]},
         )
         assert all(torch.equal(row, params[frozen]) for row in chunk.arrays[frozen])
         assert torch.equal(alone.params[frozen], params[frozen])

@@ -19,7 +19,10 @@ def test_classification():
     # softmax of (log 3, 0) is (3/4, 1/4)
     outputs = torch.tensor([[LOG3, 0.0], [LOG3, 0.0], [0.0, 0.0]], dtype=torch.float64)
     labels = torch.tensor([0, 1, 0])
-    close(sample_losses("classification", outputs, labels), [-math.log(0.75), -math.log(0.25), math.log(2)])
+    close(
+        sample_losses("classification", outputs, labels),
+        [-math.log(0.75), -math.log(0.25), math.log(2)],
+    )
     scores = sample_scores("classification", outputs, labels)
     assert tuple(scores) == score_names("classification") == ("loss", "accuracy")
     close(scores["accuracy"], [1, 0, 1])

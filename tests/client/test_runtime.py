@@ -16,7 +16,7 @@ from fedsim.engines.cohort import choose_trainer
 from fedsim.models.linear import LinearModel
 from fedsim.models.mlp import MLP
 from fedsim.models.transformer import Transformer
-from fedsim.partition.base import ArrayPartition
+from fedsim.partition.base import ArrayPartition, train_sizes
 from tests.helpers import RAGGED, classification, make_runtime, shares, tokens
 
 CLIENTS = np.arange(len(RAGGED))
@@ -44,7 +44,8 @@ def test_the_hold_out_is_disjoint_complete_and_of_its_size(holdout):
         assert len(train) + len(test) == n
         everything = np.concatenate([train, test])
         assert sorted(everything) == sorted(runtime.partition.indices(client))
-        assert runtime.num_train(np.array([client])).tolist() == [len(train)]
+        sizes = runtime.partition.sizes(np.array([client]))
+        assert train_sizes(sizes, runtime.holdout).tolist() == [len(train)]
 
 
 def test_the_hold_out_is_the_same_in_every_round_and_process_but_not_for_every_client():
@@ -119,7 +120,9 @@ def test_feature_skew_is_applied_by_both_engines_in_training_and_evaluation():
         chunk = trainer.train(CLIENTS, 1, params, {})
         columns = evaluate_clients(runtime, CLIENTS, params).metrics
         for row, client in enumerate(chunk.client_index.tolist()):
-            one = train_client(runtime, client=client, server_round=1, params=params, client_arrays={})
+            one = train_client(
+                runtime, client=client, server_round=1, params=params, client_arrays={}
+            )
             for key, t in one.params.items():
                 torch.testing.assert_close(chunk.arrays[key][row], t, rtol=1e-10, atol=1e-10)
             score = evaluate_client(runtime, client=client, params=params)

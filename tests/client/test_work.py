@@ -14,14 +14,16 @@ def positions(work: LocalSGD, n: int, *, seed=0, server_round=1, client=0) -> li
     return [b.tolist() for b in work.batches(seed, server_round, client, n)]
 
 
-@pytest.mark.parametrize(("n", "lengths"), [(10, [4, 4, 2]), (8, [4, 4]), (4, [4]), (3, [3]), (1, [1])])
+@pytest.mark.parametrize(
+    ("n", "lengths"), [(10, [4, 4, 2]), (8, [4, 4]), (4, [4]), (3, [3]), (1, [1])]
+)
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_an_epoch_visits_each_sample_once_and_its_last_batch_may_be_short(n, lengths, epochs):
     batches = positions(LocalSGD(batch_size=4, epochs=epochs), n)
     assert [len(b) for b in batches] == lengths * epochs
     for epoch in range(epochs):
-        visited = sum(batches[epoch * len(lengths) : (epoch + 1) * len(lengths)], [])
-        assert sorted(visited) == list(range(n))
+        one_pass = batches[epoch * len(lengths) : (epoch + 1) * len(lengths)]
+        assert sorted(itertools.chain(*one_pass)) == list(range(n))
 
 
 def test_epochs_are_shuffled_afresh():
@@ -37,7 +39,7 @@ def test_steps_skip_short_batches_and_reshuffle_when_a_pass_is_over(n, length, p
     batches = positions(LocalSGD(batch_size=4, epochs=None, steps=7), n)
     assert [len(b) for b in batches] == [length] * 7
     for start in range(0, 7, per_pass):
-        one_pass = sum(batches[start : start + per_pass], [])
+        one_pass = list(itertools.chain(*batches[start : start + per_pass]))
         assert len(set(one_pass)) == len(one_pass)
         assert set(one_pass) <= set(range(n))
 

@@ -117,7 +117,10 @@ def test_a_correcting_half_that_receives_and_uploads_per_client_arrays():
 
     class Half(ClientHalf):
         def correct(self, grads, params, context):
-            return {n: g + context.arrays["pull"] * (params[n] - context.start[n]) for n, g in grads.items()}
+            return {
+                n: g + context.arrays["pull"] * (params[n] - context.start[n])
+                for n, g in grads.items()
+            }
 
         def upload(self, params, context):
             return {"pull": context.arrays["pull"] + 1, "bias": params["output.bias"]}
@@ -167,7 +170,9 @@ def test_the_sequential_engine_is_bit_for_bit_repeatable_over_tensors_and_bytes(
     assert [r.train for r in reports] == [r.train for r in other]
 
 
-@pytest.mark.parametrize("engine", [Cohort(chunk=3), Cohort(plan="vmap"), Cohort(plan="sequential")])
+@pytest.mark.parametrize(
+    "engine", [Cohort(chunk=3), Cohort(plan="vmap"), Cohort(plan="sequential")]
+)
 @pytest.mark.parametrize("model", ["mlp", "dropout"])
 def test_each_client_scores_the_same_on_its_own_samples(model, engine):
     part, dataset = MODELS[model]

@@ -25,13 +25,13 @@ def runtime(**settings):
     return make_runtime(classification(), LinearModel(), **settings)
 
 
-def train_message(grid, client: int, *, server_round: int = 1, kind: str = "train") -> Message:
-    content = RecordDict(
-        {
-            "arrays": to_record(grid.runtime.initial_params(), zero_copy=grid.zero_copy),
-            "config": ConfigRecord({"server-round": server_round}),
-        }
-    )
+def train_message(
+    grid, client: int, *, server_round: int = 1, kind: str = "train", arrays=None
+) -> Message:
+    if arrays is None:
+        arrays = to_record(grid.runtime.initial_params(), zero_copy=grid.zero_copy)
+    config = ConfigRecord({"server-round": server_round})
+    content = RecordDict({"arrays": arrays, "config": config})
     return Message(content, int(grid.node_ids(np.array([client]))[0]), kind, group_id="1")
 
 
@@ -151,13 +151,17 @@ def test_replies_name_their_sender_their_kind_and_their_round(engine):
 def test_messages_that_ask_different_things_are_answered_each():
     grid = Cohort(chunk=2).grid(runtime())
     assert isinstance(grid, CohortGrid)
-    messages = [train_message(grid, c, server_round=r) for r in (1, 2) for c in (0, 2, 4)]
+    arrays = to_record(grid.runtime.initial_params(), zero_copy=True)
+    messages = [
+        train_message(grid, c, server_round=r, arrays=arrays) for r in (1, 2) for c in (0, 2, 4)
+    ]
     replies = list(grid.send_and_receive(messages))
     expected = list(InProcess().grid(runtime()).send_and_receive(messages))
     for one, other in zip(expected, replies, strict=True):
         assert one.metadata.src_node_id == other.metadata.src_node_id
         for name, array in one.content["arrays"].items():
-            np.testing.assert_allclose(other.content["arrays"][name].numpy(), array.numpy(), rtol=1e-4, atol=1e-6)
+            got = other.content["arrays"][name].numpy()
+            np.testing.assert_allclose(got, array.numpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", ["config", "arrays", "server-round"])

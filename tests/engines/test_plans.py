@@ -87,7 +87,9 @@ def test_the_plan_and_the_reason_said_once(caplog, model, half, plan, why):
     with caplog.at_level(logging.INFO, logger="fedsim"):
         got, _ = run(runtime, Cohort(chunk=3), rounds=3)
     assert choose_trainer(runtime, "auto")[1:] == (plan, why)
-    said = [record.getMessage() for record in caplog.records if record.name.startswith("fedsim.engines")]
+    said = [
+        record.getMessage() for record in caplog.records if record.name.startswith("fedsim.engines")
+    ]
     assert said == ([f"cohort engine runs '{plan}': {why}"] if why else [])
     expected, _ = run(runtime, InProcess(), rounds=3)
     assert distance(got, expected) < 1e-5

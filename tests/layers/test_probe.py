@@ -126,7 +126,7 @@ def test_a_model_that_mixes_samples_is_refused(model, x):
 
 @pytest.mark.parametrize(("model", "x"), [(ReadsTheWeight(), TOKENS), (FixedBatch(), FLOATS)])
 def test_a_forward_that_fails_on_stacked_clients_is_refused(model, x):
-    with pytest.raises(NoRuleError, match="the forward pass fails on stacked clients: .*Error"):
+    with pytest.raises(NoRuleError, match=r"the forward pass fails on stacked clients: .*Error"):
         probe_independence(StackedModel(model), dict(model.named_parameters()), x)
 
 

@@ -81,7 +81,9 @@ def alone(layer: nn.Module, params: Params, x: Tensor) -> tuple[Tensor, Params, 
 
 def weighed(y: Tensor) -> Tensor:
     """Return a scalar in which every output has another, non-constant gradient."""
-    return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)).sum() + y.pow(2).sum()
+    return (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)).sum() + y.pow(
+        2
+    ).sum()
 
 
 def stacked_grads(

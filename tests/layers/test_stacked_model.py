@@ -24,7 +24,9 @@ K, B = 3, 4
 def test_every_model_of_fedsim_is_here():
     parts = set()
     for info in pkgutil.iter_modules(fedsim.models.__path__):
-        for _, found in inspect.getmembers(import_module(f"fedsim.models.{info.name}"), inspect.isclass):
+        for _, found in inspect.getmembers(
+            import_module(f"fedsim.models.{info.name}"), inspect.isclass
+        ):
             if issubclass(found, ModelPart) and found is not ModelPart:
                 parts.add(found)
     assert parts == {type(part) for part, _ in MODELS.values() if isinstance(part, ModelPart)}
@@ -57,7 +59,9 @@ def test_outputs_and_gradients_are_those_of_each_client_alone(name, active):
     model, weights, x = make(name)
     stacked = StackedModel(model)
     stacked.tape.weights = weights
-    install(stacked.module, [seeds.torch_rng(0, 1, k, "dropout") for k in range(active)], [B] * active)
+    install(
+        stacked.module, [seeds.torch_rng(0, 1, k, "dropout") for k in range(active)], [B] * active
+    )
     y = stacked.forward(x[:active].flatten(0, 1), active)
     grads = {n: torch.zeros_like(t) for n, t in weights.items()}
     stacked.contract_(grads, stacked.backward(y.pow(2).sum() + y.sum()), 1.0)

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fedsim.report.heatmap import label_heatmap, shown_clients
+from fedsim.report.heatmap import label_heatmap
+from fedsim.report.shown import shown_clients
 
 
 @pytest.fixture
