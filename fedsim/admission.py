@@ -277,11 +277,10 @@ class AdmittedReplies(Replies):
         for column in chunk.metrics.values():
             finite &= np.isfinite(column)
         for tensor in (*chunk.arrays.values(), *chunk.client_arrays.values()):
-            if tensor.is_floating_point():
-                # One pass, as in `is_finite`; only rows whose sum is not finite are looked at again.
-                sums_K = tensor.reshape(len(chunk), tensor[0].numel()).sum(1)
-                for row in np.flatnonzero(~torch.isfinite(sums_K).cpu().numpy()):
-                    finite[row] &= is_finite(tensor[row])
+            # One pass, as in `is_finite`; only rows whose sum is not finite are looked at again.
+            sums_K = tensor.reshape(len(chunk), tensor[0].numel()).sum(1)
+            for row in np.flatnonzero(~torch.isfinite(sums_K).cpu().numpy()):
+                finite[row] &= is_finite(tensor[row])
         for row in np.flatnonzero(~(good_weight & finite) & ~nothing):
             reason = "weight" if not good_weight[row] else "non-finite"
             detail = f"'{NUM_EXAMPLES}' is {weights[row]}" if reason == "weight" else "NaN or infinity"

@@ -130,7 +130,7 @@ def is_finite(tensor: Tensor) -> bool:
 
     Either survives into the sum: in the usual case this is one pass and takes no memory.
     """
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+    if bool(torch.isfinite(tensor.sum())):
         return True
     return bool(torch.isfinite(tensor).all())  # finite values may have a sum that overflows
 

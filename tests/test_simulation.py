@@ -1,4 +1,4 @@
-"""A whole run, built from a scenario: the same every time, on every engine, with anybody's parts."""
+"""A whole run, built from a scenario: the same every time, with our parts and with anybody's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fedsim.catalog import entries
 from fedsim.checkpoint import encode
 from fedsim.config import Config, compose
 from fedsim.errors import ConfigError
+from fedsim.report.shown import MOST_CLIENTS
 from fedsim.rounds import RoundReport
-from fedsim.simulation import SHOWN_CLIENTS, Simulation, Smoke
+from fedsim.simulation import Simulation, Smoke
 
 HOME = Path(__file__).parents[1]
 SMALL = ["device=cpu", "rounds=4", "client.epochs=1", "model.hidden=[16]"]
@@ -91,9 +92,7 @@ def test_bytes_on_a_wire_change_nothing(strategy: str) -> None:
 def test_engines_agree() -> None:
     (_, cohort), (_, sequential) = quickstart(), quickstart("engine=in_process")
     for ours, reference in zip(cohort, sequential, strict=True):
-        assert (
-            ours.admitted and sorted(ours.admitted) == sorted(reference.admitted) or not ours.asked
-        )
+        assert sorted(ours.admitted) == sorted(reference.admitted)
         assert ours.central == pytest.approx(reference.central, rel=1e-4)
 
 
@@ -157,8 +156,7 @@ def test_the_partition_is_described_by_a_sample_of_clients() -> None:
     described = Simulation(compose("quickstart", words)).describe_partition()
     assert described["num_clients"] == 1_000_000
     assert described["clients"][0] == 0
-    assert described["clients"][-1] == 999_999
-    assert len(described["clients"]) == len(set(described["clients"])) == SHOWN_CLIENTS
+    assert len(described["clients"]) == len(set(described["clients"])) == MOST_CLIENTS
     assert all(sum(row) == 7 for row in described["histogram"])
     json.dumps(described)
 
@@ -212,7 +210,8 @@ class Pull(ClientHalf):
     mu: float
 
     def correct(self, grads, params, context):
-        return {name: g + self.mu * (params[name] - context.start[name]) for name, g in grads.items()}
+        pulls = {name: params[name] - context.start[name] for name in grads}
+        return {name: grad + self.mu * pulls[name] for name, grad in grads.items()}
 
 
 @dataclass(kw_only=True)
@@ -274,7 +273,7 @@ def test_somebodys_strategy_is_one_file_and_one_yaml(lab: Path) -> None:
 
 
 def test_its_keys_are_checked_as_ours_are(lab: Path) -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.mu: -1 is out of range; allowed: \[0, inf\)"):
+    with pytest.raises(ConfigError, match=r"strategy\.mu: -1\.0 is out of range; allowed: \[0,"):
         compose(str(lab), ["strategy.mu=-1"])
     with pytest.raises(
         ConfigError, match=r"unknown key 'strategy\.nu'.*did you mean 'strategy\.mu'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 import torch
 from flwr.app import Message
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.client.app import make_client_app
 from fedsim.client.cohort import CohortTrainer, evaluate_clients
@@ -47,7 +48,7 @@ class Cohort(EnginePart):
 
     Attributes:
         chunk: How many clients train at once; null lets the engine choose (on a CPU, so that their
-            weights stay in cache; as many as fit a quarter of the memory on a GPU).
+            weights and activations stay in cache; on a GPU, as fit a quarter of its memory).
         plan: `rules`: layer rules. `vmap`: `torch.func`. `sequential`: the reference, one by one.
             `auto`: the first of these that the model and the client half allow; said once.
     """
@@ -67,7 +68,7 @@ class CohortGrid(InProcessGrid):
     ) -> None:
         super().__init__(make_client_app(runtime, zero_copy=True), runtime)
         self.trainer, self.plan, self.why = choose_trainer(runtime, plan)
-        self.chunk = chunk or default_chunk(runtime)
+        self.chunk = chunk or (default_chunk(runtime) if self.trainer is not None else 1)
         if self.why:
             log.warning("cohort engine runs '%s': %s", self.plan, self.why)
 
@@ -78,10 +79,11 @@ class CohortGrid(InProcessGrid):
         return CohortReplies(self, groups)
 
     def run_chunks(self, group: Instructions) -> Iterator[Chunk]:
-        """Yield the replies to one group of instructions, chunk by chunk."""
+        """Yield the replies to one group of instructions, chunk by chunk, of about equal size."""
         params = self.runtime.received(to_tensors(group.arrays))
-        for start in range(0, len(group), self.chunk):
-            part = slice(start, start + self.chunk)
+        size = math.ceil(len(group) / math.ceil(len(group) / self.chunk))
+        for start in range(0, len(group), size):
+            part = slice(start, start + size)
             clients = group.client_index[part]
             if group.message_type == "evaluate":
                 yield evaluate_clients(self.runtime, clients, params)
@@ -206,12 +208,33 @@ def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
 def default_chunk(runtime: ClientRuntime) -> int:
     """Return how many clients to train at once.
 
-    On a CPU, as many as keep their weights in the cache (8 MiB of them), at least 4 and at most 64:
-    small models cost dispatch, which more clients share; large ones memory traffic.
+    On a CPU, as many as keep their weights and activations in the cache (16 MiB of them), at least
+    4 and at most 64: small models cost dispatch, which more clients share; large ones memory traffic.
     """
-    device = runtime.dataset.train_x.device
-    size = sum(t.numel() * t.element_size() for t in runtime.initial_params().values())
+    size, device = bytes_per_client(runtime), runtime.dataset.train_x.device
     if device.type != "cuda":
-        return max(4, min(64, 2**23 // max(size, 1)))
+        return max(4, min(64, 2**24 // size))
     free, _ = torch.cuda.mem_get_info(device)
-    return max(10, min(4096, free // 4 // max(size, 1)))
+    return max(10, min(4096, free // 4 // size))
+
+
+@torch.no_grad()
+def bytes_per_client(runtime: ClientRuntime) -> int:
+    """Return the bytes of one client's weights, and of its layers' outputs on one batch."""
+    params, x = runtime.initial_params(), runtime.dataset.train_x
+    outputs: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(output)
+
+    layers = [m for m in runtime.model.modules() if not list(m.children())]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        runtime.model.eval()
+        runtime.apply(params, x[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    batch = max(1, min(runtime.work.batch_size, len(x) // runtime.partition.num_clients))
+    return max(1, sum(t.nbytes for t in params.values()) + batch * sum(t.nbytes for t in outputs))

@@ -14,6 +14,7 @@ from fedsim.models.mlp import MLP
 from fedsim.models.transformer import Transformer
 from fedsim.records import NUM_EXAMPLES, Params
 from tests.helpers import RAGGED, classification, make_runtime, regression, tokens
+from tests.layers.zoo import Residual
 
 CLIENTS = np.arange(len(RAGGED))
 
@@ -145,6 +146,13 @@ def test_on_sequences(half, plan):
         dataset, lambda: model.build(dataset).double(), half=half(), work=WORKS[0]
     )
     compare(runtime, plan)
+
+
+@pytest.mark.parametrize("plan", ["rules", "vmap"])
+@pytest.mark.parametrize("half", [ClientHalf, FedProx])
+def test_on_a_forward_with_shared_unused_and_overwritten_layers(half, plan):
+    dataset = classification(dtype=torch.float64)
+    compare(make_runtime(dataset, Residual, half=half(), work=WORKS[1]), plan)
 
 
 def test_a_half_that_replaces_the_loss_runs_through_torch_func():

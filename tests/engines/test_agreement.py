@@ -14,7 +14,7 @@ from fedsim.models.resnet import ResNet
 from fedsim.models.transformer import Transformer
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg
-from tests.helpers import RAGGED, Some, classification, distance, make_runtime, run, tokens
+from tests.helpers import RAGGED, Some, classification, distance, make_runtime, run, shares, tokens
 
 VECTORS, IMAGES = classification(), classification(shape=(1, 8, 8))
 MODELS = {
@@ -159,6 +159,19 @@ def test_a_correcting_half_that_receives_and_uploads_per_client_arrays():
     times[3] = 0  # has no samples, so its reply has no weight and is not admitted
     for pull in pulls.values():
         torch.testing.assert_close(pull, torch.linspace(0, 1, CLIENTS) + torch.from_numpy(times))
+
+
+@pytest.mark.parametrize("plan", ["rules", "vmap"])
+def test_a_client_that_diverges_spoils_nobody_else(plan):
+    dataset = classification()
+    spoilt = shares(dataset).indices(2)[5]
+    dataset.train_x[spoilt] = float("nan")
+    runtime = make_runtime(dataset, MLP(hidden=[8]), work=WORKS["momentum"])
+    expected, (report,) = run(runtime, InProcess(), rounds=1)
+    got, (other,) = run(runtime, Cohort(chunk=8, plan=plan), rounds=1)
+    assert report.rejected == other.rejected == {"non-finite": 1, "weight": 1}
+    assert sorted(report.admitted) == sorted(other.admitted) == [0, 1, 4, 5, 6, 7]
+    assert distance(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize("wire_check", [False, True])

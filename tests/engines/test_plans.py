@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.client import ClientHalf
+from fedsim.client import ClientHalf, LocalSGD
 from fedsim.client.gradient import Plain
-from fedsim.engines.cohort import Cohort, choose_trainer, default_chunk
+from fedsim.engines.cohort import Cohort, bytes_per_client, choose_trainer, default_chunk
 from fedsim.engines.in_process import InProcess
 from fedsim.models.cnn import CNN
 from fedsim.models.linear import LinearModel
-from fedsim.models.mlp import MLP
 from tests.helpers import Some, classification, distance, make_runtime, run
 
 DATASET = classification()
@@ -132,9 +131,21 @@ def test_batch_norm_statistics_are_averaged_like_weights():
     assert params["1.running_mean"].abs().max() > 0
 
 
-@pytest.mark.parametrize(
-    ("hidden", "chunk"), [([], 64), ([1000], 64), ([10_000], 20), ([100_000], 4)]
-)
-def test_the_default_chunk_keeps_weights_in_the_cache(hidden, chunk):
-    # 4 bytes · (7·h + 3·(h + 1)) ~ 40 h bytes per client, of 8 MiB
-    assert default_chunk(make_runtime(DATASET, MLP(hidden=hidden))) == chunk
+def dense(hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, hidden), nn.Linear(hidden, 3))
+
+
+@pytest.mark.parametrize(("hidden", "chunk"), [(10, 64), (1000, 64), (10_000, 27), (100_000, 4)])
+def test_the_default_chunk_keeps_weights_and_activations_in_the_cache(hidden, chunk):
+    runtime = make_runtime(DATASET, lambda: dense(hidden), work=LocalSGD(batch_size=5))
+    # float32; weights 7h + 3(h + 1); outputs of 5 samples h + 3
+    size = 4 * (10 * hidden + 3 + 5 * (hidden + 3))
+    assert bytes_per_client(runtime) == size
+    assert default_chunk(runtime) == chunk == max(4, min(64, 2**24 // size))
+
+
+def test_a_small_convolution_is_large_by_its_activations():
+    dataset = classification(shape=(1, 64, 64))
+    runtime = make_runtime(dataset, CNN(channels=[8], hidden=[4]), work=LocalSGD(batch_size=10))
+    assert default_chunk(runtime) < 10
+    assert not any(layer._forward_hooks for layer in runtime.model.modules())

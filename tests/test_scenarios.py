@@ -1,0 +1,119 @@
+"""Every scenario and every part that ships runs for a moment, through the real code path.
+
+What needs a data file that is not here is skipped, with the error that a user would get as reason.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim import catalog
+from fedsim.config import build_part, compose
+from fedsim.errors import DataError
+from fedsim.results import RunFolder
+from fedsim.rounds import RoundReport
+from fedsim.simulation import Run, Simulation, Smoke
+
+ENGINES = ("cohort", "in_process")
+SCENARIOS = [entry.name for entry in catalog.scenarios()]
+PARTS = [(group, entry.name) for group in catalog.GROUPS for entry in catalog.entries(group)]
+
+CLIENTS, COHORT = "partition.num_clients=4", "participation.clients_per_round=3"
+IMAGES = ["data.image=true"]
+PEOPLE = ["data=table", "data.file={folder}/people.csv", "data.user=user"]
+TOKENS = [
+    *("data=table", "data.file={folder}/tokens.csv", "data.scale=tokens"),
+    *("model.width=8", "model.heads=2", "model.pool=last"),
+]
+WITH: dict[tuple[str, str], list[str]] = {
+    ("data", "table"): [*PEOPLE[1:], "model=linear"],
+    ("data", "shakespeare"): ["model=transformer", "model.width=8"],
+    **{
+        ("data", name): ["model=linear"]
+        for name in ("california_housing", "diabetes", "adult", "retinamnist")
+    },
+    ("partition", "natural"): [*PEOPLE, "partition.num_clients=null"],
+    ("partition", "rotation"): IMAGES,
+    ("participation", "uniform"): [COHORT],
+    ("participation", "trace"): ["participation.path={folder}/trace.csv"],
+    **{("model", name): IMAGES for name in ("cnn", "cnn_cifar10", "cnn_cifar100", "cnn_svhn")},
+    ("model", "resnet"): IMAGES,
+    ("model", "transformer"): TOKENS,
+}
+"""What a part needs beside itself, over `base`."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files for the parts that read one."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    people = [f"{rng.normal():.3f},{rng.normal():.3f},{i % 3},u{i % 5}" for i in range(80)]
+    (folder / "people.csv").write_text("\n".join(["a,b,y,user", *people]) + "\n")
+    tokens = [",".join(map(str, [*rng.integers(9, size=6), i % 2])) for i in range(80)]
+    (folder / "tokens.csv").write_text("\n".join(["a,b,c,d,e,f,y", *tokens]) + "\n")
+    (folder / "trace.csv").write_text("round,client\n1,0\n1,2\n")
+    return folder
+
+
+def smoke(scenario: str, words: list[str], root: Path) -> list[RoundReport]:
+    """Do what `fedsim run --smoke` does."""
+    config = compose(scenario, [*words, "device=cpu", f"output.root={root}"])
+    simulation = Simulation(config, Smoke())
+    try:
+        assert simulation.loop
+    except DataError as error:
+        if not any(
+            words in str(error) for words in ("is needed, and no data", "is missing; looked")
+        ):
+            raise
+        pytest.skip(str(error))
+    run = Run(simulation=simulation, folder=RunFolder.create(config, smoke=True))
+    reports = list(run.start())
+    assert (run.folder.path / "model.safetensors").is_file()
+    return reports
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_runs_on_every_engine(scenario: str, engine: str, tmp_path: Path) -> None:
+    started = time.process_time()
+    reports = smoke(scenario, [f"engine={engine}"], tmp_path)
+    assert time.process_time() - started < 5
+    last = reports[-1]
+    assert last.server_round == 1
+    assert len(last.admitted) == last.asked == 2
+    assert not last.rejected
+    assert last.train["train-loss"] > 0
+    assert last.central["loss"] > 0
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_says_what_to_expect(scenario: str) -> None:
+    text = (catalog.ROOT / f"{scenario}.yaml").read_text()
+    assert "\n# Expected: " in text
+
+
+@pytest.mark.parametrize(("group", "name"), PARTS)
+def test_every_part_runs(group: str, name: str, folder: Path, tmp_path: Path) -> None:
+    if name == "huggingface":  # would download; tests/data/test_huggingface.py has it read files
+        assert build_part(compose("base", ["data=huggingface"]), "data").dataset == "ylecun/mnist"
+        return
+    more = [word.format(folder=folder) for word in WITH.get((group, name), [])]
+    small = [CLIENTS] if group == "participation" else [CLIENTS, COHORT]
+    reports = smoke("base", [*small, f"{group}={name}", *more], tmp_path)
+    last = reports[-1]
+    assert last.server_round == 1
+    assert len(last.admitted) == last.asked > 0
+    assert not last.rejected
+
+
+@pytest.mark.parametrize("file", sorted(catalog.ROOT.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_file_says_what_it_is(file: Path) -> None:
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert 20 <= len(first) <= 160
