@@ -355,18 +355,21 @@ def reply_content(
     return content
 
 
-class WeightedSum:
-    """Σ w_k · W_k over replies, one chunk at a time, accumulated in float64.
+class UpdateSum:
+    """Σ w_k · (W_k − x) over replies, one chunk at a time, accumulated in float64.
+
+    The differences are taken before anything is summed: they are small beside the weights, and a
+    tensor that no client changed stays exactly as it is.
 
     Args:
-        like: The global model; gives names, shapes, dtypes and the device of the result.
+        params: x, the global model; gives names, shapes, dtypes and the device of the result.
     """
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
-        self.like = like
+    def __init__(self, params: Mapping[str, Tensor]) -> None:
+        self.params = params
         self.sums = {
-            name: torch.zeros(t.shape, dtype=torch.float64, device=t.device)
-            for name, t in like.items()
+            name: torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+            for name, x in params.items()
         }
         self.weight = 0.0
         self.count = 0
@@ -376,18 +379,19 @@ class WeightedSum:
         # Of weights that sum to at most 1, no sum of finite float32 rows overflows; dividing by a
         # power of two changes no other bit of it.
         scale = math.ldexp(1.0, math.frexp(float(np.abs(weights).sum()))[1])
-        for name, total in self.sums.items():
-            rows = arrays[name].reshape(len(weights), total.numel())
+        for name, x in self.params.items():
+            rows = arrays[name].reshape(len(weights), x.numel())
             rows = rows if rows.is_floating_point() else rows.double()
+            updates = rows - x.flatten().to(rows.dtype)
             weights_K = torch.from_numpy(weights / scale).to(rows.device, rows.dtype)
-            total += scale * (weights_K @ rows).double().view(total.shape)
+            self.sums[name].add_((weights_K @ updates).view(x.shape), alpha=scale)
         self.weight += float(weights.sum())
         self.count += len(weights)
 
-    def step(self, params: Mapping[str, Tensor], scale: float) -> Params:
+    def step(self, scale: float) -> Params:
         """Return x + scale · Σ w_k (W_k − x), in the dtypes of the model; integers are rounded."""
         result = {}
-        for name, x in params.items():
-            moved = x.double() + scale * (self.sums[name] - self.weight * x.double())
+        for name, x in self.params.items():
+            moved = x + scale * self.sums[name]
             result[name] = (moved if x.is_floating_point() else moved.round()).to(x.dtype)
         return result

@@ -9,29 +9,21 @@ same four strategy methods with the same arguments, so any Flower strategy runs 
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim import seeds
+from fedsim import guest, seeds
 from fedsim.admission import Admission, AdmittedReplies
-from fedsim.engines.base import LocalGrid
-from fedsim.errors import FedsimError, TooFewClientsError
 from fedsim.participation.base import Schedule
 from fedsim.records import Params, is_finite, to_record, to_tensors
 from fedsim.strategy import FedsimStrategy
-
-
-class StrategyError(FedsimError):
-    """A strategy could not make the next model out of good replies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +138,11 @@ class RoundLoop:
             sent = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
         replies = self._exchange(sent, params)
         drawn = self._draw(replies)
-        with self._named(server_round, replies):
+        with self._failures(server_round, replies):
             new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)
             if new_arrays is None or not len(new_arrays):
                 return params, replies
-            name = f"{type(self.strategy).__name__} (round {server_round})"
-            return _like(params, new_arrays, name), replies
+            return self._checked(server_round, params, new_arrays), replies
 
     def _evaluate(self, server_round: int, params: Params) -> AdmittedReplies:
         arrays = self._record(params)
@@ -163,7 +154,7 @@ class RoundLoop:
             )
         replies = self._exchange(sent, None)
         drawn = self._draw(replies)
-        with self._named(server_round, replies):
+        with self._failures(server_round, replies):
             self.strategy.aggregate_evaluate(server_round, drawn)
         return replies
 
@@ -180,106 +171,40 @@ class RoundLoop:
         """Return what the strategy gets: ours draw their replies lazily, others expect a list."""
         return replies if isinstance(self.strategy, FedsimStrategy) else list(replies)
 
-    @contextmanager
-    def _named(self, server_round: int, replies: AdmittedReplies) -> Iterator[None]:
-        """Turn what a third-party strategy fails with into one clear error.
-
-        Its replies are good, so it is the strategy that cannot do with them.
-        """
-        try:
-            yield
-        except FedsimError:
-            raise
-        except Exception as error:
-            if isinstance(self.strategy, FedsimStrategy):
-                raise  # our bug, which deserves its traceback
-            raise StrategyError(
-                f"{type(self.strategy).__name__} failed in round {server_round} on "
-                f"{len(replies.admitted)} good replies of {replies.asked} asked: "
-                f"{type(error).__name__}: {error}\n"
-                "give it more clients (participation) or settings that suit their number (strategy)"
-            ) from error
-
-    @contextmanager
-    def _participants(self, server_round: int, kind: str) -> Iterator[bool]:
-        """Let third-party strategies see (and sample) this round's participants, by a keyed draw.
-
-        Flower samples with the global `random` module; it is seeded for the call and put back. It
-        also waits for ever for its minimum of nodes, which is why the number is checked first.
-        False where there is nobody to sample among.
-
-        Raises:
-            TooFewClientsError: There are fewer than the strategy's minimum.
-        """
+    def _participants(self, server_round: int, kind: str) -> AbstractContextManager[bool]:
         if isinstance(self.strategy, FedsimStrategy):
-            yield True
-            return
-        minimum = _minimum(self.strategy, kind)
-        if not isinstance(self.grid, LocalGrid):
-            self._wait(minimum)
-            yield True
-            return
-        clients = self.schedule.select(server_round)
-        if 0 < len(clients) < minimum:
-            raise _too_few(self.strategy, kind, f"round {server_round} has {len(clients)}", minimum)
+            return nullcontext(True)  # it asks the schedule itself
         key = seeds.sequence(self.seed, server_round, seeds.SERVER, "flower-sampling")
-        before = random.getstate()
-        random.seed(int(key.generate_state(1, np.uint64)[0]))
-        self.grid.set_available(clients)
-        try:
-            yield len(clients) > 0
-        finally:
-            self.grid.set_available(None)
-            random.setstate(before)
+        clients, patience = self.schedule.select(server_round), self.admission.timeout_s
+        return guest.participants(self.strategy, kind, self.grid, clients, key, patience)
 
-    def _wait(self, minimum: int) -> None:
-        """Wait for nodes to connect, as long as an exchange may take."""
-        deadline = time.monotonic() + self.admission.timeout_s
-        while (count := len(list(self.grid.get_node_ids()))) < minimum:
-            if time.monotonic() > deadline:
-                within = f"{count} connected within {self.admission.timeout_s} s"
-                raise _too_few(self.strategy, "train", within, minimum)
-            time.sleep(min(1.0, self.admission.timeout_s / 10))
+    def _failures(
+        self, server_round: int, replies: AdmittedReplies
+    ) -> AbstractContextManager[None]:
+        if isinstance(self.strategy, FedsimStrategy):
+            return nullcontext()  # what fails there is our bug, and deserves its traceback
+        return guest.failures(self.strategy, server_round, replies)
 
     def _record(self, params: Params) -> ArrayRecord:
         return to_record(params, zero_copy=bool(getattr(self.grid, "zero_copy", False)))
 
+    def _checked(self, server_round: int, params: Params, arrays: ArrayRecord) -> Params:
+        """Return a strategy's result in the model's dtypes; some of Flower's change them.
 
-def _like(params: Params, arrays: ArrayRecord, strategy: str) -> Params:
-    """Return a strategy's result in the model's dtypes; some of Flower's change them.
-
-    Raises:
-        StrategyError: It is no such model, or not a finite one.
-    """
-    new, result = to_tensors(arrays), {}
-    for name, like in params.items():
-        if name not in new or new[name].shape != like.shape:
-            raise StrategyError(f"{strategy} returned no array '{name}' of {list(like.shape)}")
-        tensor = new[name] if like.is_floating_point() else new[name].round()
-        result[name] = tensor.to(like.device, like.dtype)
-        if not is_finite(result[name]):
-            raise StrategyError(
-                f"{strategy} made a model that is not finite (array '{name}') out of finite replies; "
-                "lower the learning rates (strategy, client), or use one that stands outliers, "
-                "e.g. strategy=fedmedian"
-            )
-    return result
-
-
-def _minimum(strategy: Strategy, kind: str) -> int:
-    """Return how many nodes one of Flower's strategies waits for before it samples."""
-    while isinstance(inner := getattr(strategy, "strategy", None), Strategy):
-        strategy = inner  # a wrapper, such as those for differential privacy
-    if not getattr(strategy, f"fraction_{kind}", 1.0):
-        return 0  # it asks nobody
-    minima = ("min_available_nodes", f"min_{kind}_nodes")
-    return max(int(getattr(strategy, name, 0)) for name in minima)
-
-
-def _too_few(strategy: Strategy, kind: str, there: str, minimum: int) -> TooFewClientsError:
-    return TooFewClientsError(
-        f"{type(strategy).__name__} needs {minimum} clients to {kind}, but {there}; "
-        f"lower strategy.min_{kind}_nodes and strategy.min_available_nodes, or have more clients "
-        "take part (participation)"
-    )
-
+        Raises:
+            StrategyError: It is no such model, or not a finite one.
+        """
+        who = f"{type(self.strategy).__name__} (round {server_round})"
+        new, result = to_tensors(arrays), {}
+        for name, like in params.items():
+            if name not in new or new[name].shape != like.shape:
+                raise guest.StrategyError(f"{who} returned no array '{name}' of {list(like.shape)}")
+            tensor = new[name] if like.is_floating_point() else new[name].round()
+            result[name] = tensor.to(like.device, like.dtype)
+            if not is_finite(result[name]):
+                raise guest.StrategyError(
+                    f"{who} made a model that is not finite (array '{name}') out of finite "
+                    "replies; lower the learning rates (strategy, client), or use a strategy that "
+                    "stands outliers, e.g. strategy=fedmedian"
+                )
+        return result

@@ -126,9 +126,10 @@ class FedsimStrategy(Strategy, abc.ABC):
     ) -> Instructions:
         """Address this round's participants, each with its own payload."""
         nodes = self._nodes(grid)
-        asked = nodes.connected
         if self.federation is not None:
             asked = self.federation.schedule.select(server_round)
+        else:
+            asked = nodes.connected()
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
         self._round = Round(
             server_round=server_round,
@@ -166,7 +167,7 @@ class FedsimStrategy(Strategy, abc.ABC):
         nodes = self._nodes(grid)
         asked = np.arange(0)
         if self.federation is not None and self.federation.evaluate == "all":
-            asked = nodes.connected
+            asked = nodes.connected()
         elif self.federation is not None and self.federation.evaluate == "cohort":
             asked = self.federation.schedule.select(server_round)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
@@ -223,16 +224,17 @@ class FedsimStrategy(Strategy, abc.ABC):
     def _nodes(self, grid: Grid) -> _Nodes:
         federation, node_ids = self.federation, getattr(grid, "node_ids", None)
         if federation is not None and node_ids is not None:
-            return _Nodes(federation.num_clients, np.arange(federation.num_clients), node_ids)
+            count = federation.num_clients
+            return _Nodes(count, lambda: np.arange(count), node_ids)
         known: list[int] = self.__dict__.setdefault("_known_nodes", [])
         here = _connected(grid, known, 1 if federation is None else federation.num_clients)
         known += sorted(here.difference(known))
         table = np.array(known, dtype=np.uint64)  # Flower's ids use all 64 bits
         connected = np.flatnonzero([node in here for node in known])
         if federation is None:
-            return _Nodes(len(known), connected, lambda index: table[index])
+            return _Nodes(len(known), lambda: connected, lambda index: table[index])
         connected = connected[connected < federation.num_clients]
-        return _Nodes(federation.num_clients, connected, lambda index: table[index])
+        return _Nodes(federation.num_clients, lambda: connected, lambda index: table[index])
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class _Nodes:
     """Client index -> node id, for a population of any size."""
 
     count: int
-    connected: np.ndarray
+    connected: Callable[[], np.ndarray]
     ids: Callable[[np.ndarray], np.ndarray]
 
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from fedsim.parts import Range
-from fedsim.records import Params, Replies, WeightedSum
+from fedsim.records import Params, Replies, UpdateSum
 from fedsim.strategy import FedsimStrategy, Round
 
 
@@ -31,7 +31,7 @@ class AverageAll(FedsimStrategy):
     server_lr: Annotated[float, Range(gt=0)] = 1.0
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
-        total = WeightedSum(context.params)
+        total = UpdateSum(context.params)
         for chunk in replies.chunks():
             total.add(chunk.arrays, np.ones(len(chunk)))
-        return total.step(context.params, self.server_lr / context.num_clients)
+        return total.step(self.server_lr / context.num_clients)

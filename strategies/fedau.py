@@ -25,7 +25,7 @@ import numpy as np
 
 from fedsim.errors import ResumeError
 from fedsim.parts import Range
-from fedsim.records import Params, Replies, WeightedSum
+from fedsim.records import Params, Replies, UpdateSum
 from fedsim.strategy import FedsimStrategy, Round, State
 
 
@@ -43,16 +43,17 @@ class FedAU(FedsimStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Zeros, in all three, for who has never taken part: untouched memory costs nothing.
         self._last_N = np.zeros(0, np.int64)
         self._closed_N = np.zeros(0, np.int64)
-        self._mean_N = np.ones(0, np.float64)
+        self._mean_N = np.zeros(0, np.float64)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
         self._grow(context.num_clients)
-        total = WeightedSum(context.params)
+        total = UpdateSum(context.params)
         for chunk in replies.chunks():
             total.add(chunk.arrays, self._participate(chunk.client_index, context.server_round))
-        return total.step(context.params, self.server_lr / context.num_clients)
+        return total.step(self.server_lr / context.num_clients)
 
     def weights(self, server_round: int) -> np.ndarray:
         """Return ω as it would be read in a round (1, 2, ...), float64 `[N]`."""
@@ -71,7 +72,8 @@ class FedAU(FedsimStrategy):
 
     def _cut(self, clients: np.ndarray | slice, server_round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (ω, M) after the intervals that the cutoff has closed before this round."""
-        mean, closed = self._mean_N[clients].copy(), self._closed_N[clients].copy()
+        closed = self._closed_N[clients].copy()
+        mean = np.where(closed > 0, self._mean_N[clients], 1.0)
         if self.cutoff is None:
             return mean, closed
         extra = np.maximum(server_round - self._last_N[clients] - 1, 0) // self.cutoff
@@ -91,22 +93,35 @@ class FedAU(FedsimStrategy):
                 f"FedAU's state is of {len(self._last_N)} clients, but there are {num_clients}; "
                 "was the partition changed?"
             )
-        self._last_N = np.concatenate([self._last_N, np.zeros(more, np.int64)])
-        self._closed_N = np.concatenate([self._closed_N, np.zeros(more, np.int64)])
-        self._mean_N = np.concatenate([self._mean_N, np.ones(more)])
+        self._last_N = _longer(self._last_N, num_clients)
+        self._closed_N = _longer(self._closed_N, num_clients)
+        self._mean_N = _longer(self._mean_N, num_clients)
 
     def state_dict(self) -> State:
+        seen = np.flatnonzero(self._closed_N > 0)  # so that a checkpoint costs what they do
         return {
-            "last": self._last_N.copy(),  # the originals are written to in the next round
-            "closed": self._closed_N.copy(),
-            "mean": self._mean_N.copy(),
+            "clients": seen,
+            "last": self._last_N[seen],
+            "closed": self._closed_N[seen],
+            "mean": self._mean_N[seen],
         }
 
     def load_state_dict(self, state: State) -> None:
-        if set(state) != {"last", "closed", "mean"}:
+        if not {"last", "closed", "mean"} <= set(state):
             raise ResumeError(
                 f"FedAU's state is last, closed, mean; the checkpoint has {sorted(state)}"
             )
-        self._last_N = np.asarray(state["last"]).astype(np.int64)
-        self._closed_N = np.asarray(state["closed"]).astype(np.int64)
-        self._mean_N = np.asarray(state["mean"]).astype(np.float64)
+        last = np.asarray(state["last"])
+        seen = np.asarray(state.get("clients", np.arange(len(last))))
+        size = int(seen.max(initial=-1)) + 1
+        self._last_N, self._closed_N = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self._mean_N = np.zeros(size)
+        self._last_N[seen] = last
+        self._closed_N[seen] = np.asarray(state["closed"])
+        self._mean_N[seen] = np.asarray(state["mean"])
+
+
+def _longer(array: np.ndarray, size: int) -> np.ndarray:
+    longer = np.zeros(size, array.dtype)
+    longer[: len(array)] = array
+    return longer

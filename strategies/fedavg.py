@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from fedsim.parts import Range
-from fedsim.records import Params, Replies, WeightedSum
+from fedsim.records import Params, Replies, UpdateSum
 from fedsim.strategy import FedsimStrategy, Round
 
 
@@ -35,10 +35,10 @@ class FedAvg(FedsimStrategy):
     server_lr: Annotated[float, Range(gt=0)] = 1.0
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
-        total = WeightedSum(context.params)
+        total = UpdateSum(context.params)
         for chunk in replies.chunks():
             uniform = self.weighting == "uniform"
             total.add(chunk.arrays, np.ones(len(chunk)) if uniform else chunk.num_examples)
         if not total.count:
             return context.params
-        return total.step(context.params, self.server_lr / total.weight)
+        return total.step(self.server_lr / total.weight)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim.errors import ConfigError
 from fedsim.parts import Range
-from fedsim.records import Params, Replies, WeightedSum
+from fedsim.records import Params, Replies, UpdateSum
 from fedsim.strategy import FedsimStrategy, Round
 
 
@@ -34,10 +34,10 @@ class KnownProbability(FedsimStrategy):
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
         rates_N = self._rates(context)
-        total = WeightedSum(context.params)
+        total = UpdateSum(context.params)
         for chunk in replies.chunks():
             total.add(chunk.arrays, 1.0 / rates_N[chunk.client_index])
-        return total.step(context.params, self.server_lr / context.num_clients)
+        return total.step(self.server_lr / context.num_clients)
 
     def _rates(self, context: Round) -> np.ndarray:
         if self.rates is None and self.federation is None:

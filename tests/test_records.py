@@ -11,7 +11,7 @@ from fedsim.records import (
     Chunk,
     Instructions,
     TensorArray,
-    WeightedSum,
+    UpdateSum,
     decode,
     reply_content,
     stack,
@@ -274,44 +274,44 @@ def test_metrics_that_not_all_report_are_left_out():
 # --- sums ------------------------------------------------------------------------------------
 
 
-def test_weighted_sum_by_hand():
-    total = WeightedSum(model(0.0, 0.0))
+def test_update_sum_by_hand():
+    total = UpdateSum(model(1.0, -1.0))
     total.add({"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()}, np.array([0.5, 2.0]))
     total.add({"x": torch.tensor([[10.0, 20.0]]).double()}, np.array([1.0]))
-    assert total.sums["x"].tolist() == [16.5, 29.0]
+    # 0.5 (0, 3) + 2 (2, 5) + 1 (9, 21)
+    assert total.sums["x"].tolist() == [13.0, 32.5]
     assert (total.weight, total.count) == (3.5, 3)
-    # x + scale * (sum - weight * x) at x = (1, -1), scale 2
-    assert total.step(model(1.0, -1.0), 2.0)["x"].tolist() == [27.0, 64.0]
+    assert total.step(2.0)["x"].tolist() == [27.0, 64.0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_weighted_sum_of_any_shape(shape):
+def test_update_sum_of_any_shape(shape):
     like = {"w": torch.ones(shape, dtype=torch.float64)}
-    total = WeightedSum(like)
+    total = UpdateSum(like)
     total.add({"w": torch.stack([like["w"] * 2, like["w"] * 4])}, np.array([1.0, 3.0]))
-    assert torch.equal(total.sums["w"], like["w"] * 14)
+    assert torch.equal(total.sums["w"], like["w"] * 10)  # 1 (2 - 1) + 3 (4 - 1)
 
 
 def test_weights_beyond_float32_do_not_overflow():
     """Σ w y overflows float32 here, but the mean does not."""
-    total = WeightedSum({"x": torch.zeros(1)})
+    total = UpdateSum({"x": torch.zeros(1)})
     total.add({"x": torch.full((4, 1), 2e38)}, np.full(4, 1e7))
     assert total.sums["x"].item() == pytest.approx(8e45, rel=1e-6)
-    assert total.step({"x": torch.zeros(1)}, 1 / total.weight)["x"].item() == pytest.approx(2e38)
+    assert total.step(1 / total.weight)["x"].item() == pytest.approx(2e38)
 
 
 def test_scaling_inside_the_sum_changes_no_bit():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(7, 100, generator=generator)
     weights = np.random.default_rng(0).integers(1, 1000, 7).astype(np.float64)
-    total = WeightedSum({"x": torch.zeros(100)})
+    total = UpdateSum({"x": torch.zeros(100)})
     total.add({"x": rows}, weights)
     assert torch.equal(total.sums["x"], (torch.from_numpy(weights).float() @ rows).double())
 
 
 def test_chunks_are_accumulated_in_float64():
     """In float32 the sum would stay at 2^24."""
-    total = WeightedSum({"x": torch.zeros(1)})
+    total = UpdateSum({"x": torch.zeros(1)})
     total.add({"x": torch.full((1, 1), 2.0**24)}, np.ones(1))
     for _ in range(10):
         total.add({"x": torch.ones(1, 1)}, np.ones(1))
@@ -319,7 +319,7 @@ def test_chunks_are_accumulated_in_float64():
 
 
 def test_negative_and_zero_weights():
-    total = WeightedSum(model(0.0))
+    total = UpdateSum(model(0.0))
     rows = {"x": torch.tensor([[1.0], [2.0]]).double()}
     total.add(rows, np.array([1.0, -1.0]))
     total.add(rows, np.zeros(2))
@@ -331,3 +331,10 @@ def test_a_record_of_another_kind_is_not_a_model():
     content = RecordDict({"arrays": ConfigRecord({"x": 1.0})})
     assert not content.array_records
     assert to_tensors(ArrayRecord()) == {}
+
+
+def test_what_no_client_changed_stays_bit_equal():
+    x = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    total = UpdateSum({"x": x})
+    total.add({"x": x.expand(7, 50)}, np.random.default_rng(0).random(7))
+    assert torch.equal(total.step(1 / total.weight)["x"], x)

@@ -12,7 +12,8 @@ from flwr.serverapp import strategy as flower
 from fedsim import foreign
 from fedsim.admission import Admission, ClientError
 from fedsim.errors import FedsimError, TooFewClientsError
-from fedsim.rounds import Evaluation, RoundReport, StrategyError
+from fedsim.guest import StrategyError
+from fedsim.rounds import Evaluation, RoundReport
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg
@@ -255,7 +256,7 @@ def test_the_global_random_state_is_put_back_after_an_error():
     before = random.getstate()
     grid = ToyGrid(4, honest)
     with pytest.raises(RuntimeError):
-        finish(loop(guest(Careless), grid, everyone(4, 1)), START)
+        finish(loop(guest(Careless), grid, Masks([[0, 1, 0, 1]])), START)
     assert random.getstate() == before
     assert len(list(grid.get_node_ids())) == 4
 
@@ -263,7 +264,7 @@ def test_the_global_random_state_is_put_back_after_an_error():
 @pytest.mark.parametrize("setting", ["min_train_nodes", "min_available_nodes"])
 def test_a_guest_that_would_wait_for_ever_is_stopped(setting):
     started = time.monotonic()
-    with pytest.raises(TooFewClientsError, match="FedAvg needs 6 clients to train.*round 1 has 5"):
+    with pytest.raises(TooFewClientsError, match="FedAvg needs 6 clients to train, but there are 5"):
         run(guest(**{setting: 6}), np.ones((2, 5)))
     assert time.monotonic() - started < 5
     assert TooFewClientsError.exit_code == 4
@@ -297,7 +298,7 @@ def test_too_few_nodes_on_a_real_grid_end_the_run_in_time():
     rules = Admission(timeout_s=0.3)
     run_loop = loop(guest(min_available_nodes=4), grid, everyone(3), rounds=1, admission=rules)
     started = time.monotonic()
-    with pytest.raises(TooFewClientsError, match="needs 4 clients to train, but 3 connected"):
+    with pytest.raises(TooFewClientsError, match="needs 4 clients to train, but 3 have connected within 0.3 s"):
         finish(run_loop, model(0.0))
     assert time.monotonic() - started < 2
 
@@ -344,6 +345,19 @@ def test_a_guest_that_cannot_aggregate_is_named(result, why):
     with pytest.raises(StrategyError, match=rf"^Returning.*{why}") as caught:
         run(returning(result), np.ones((2, 3)))
     assert isinstance(caught.value, FedsimError)
+
+
+def test_what_a_guest_returns_is_put_into_the_model_s_types():
+    arrays = {"x": np.array([0.1, 0.2]), "seen": np.array(12.7), "on": np.array([0.9, 0.1])}
+    strategy = returning(lambda: ArrayRecord({name: Array(a) for name, a in arrays.items()}))
+    start = {**START, "seen": torch.tensor(10), "on": torch.tensor([False, True])}
+    params, _ = run(strategy, np.ones((1, 3)), params=start)
+    expected = {
+        "x": torch.tensor([0.1, 0.2]),
+        "seen": torch.tensor(13),
+        "on": torch.tensor([True, False]),
+    }
+    assert equal(params, expected)
 
 
 @pytest.mark.parametrize("result", [lambda: None, ArrayRecord])

@@ -22,6 +22,7 @@ from fedsim.errors import ConfigError
 from fedsim.report.shown import MOST_CLIENTS
 from fedsim.rounds import RoundReport
 from fedsim.simulation import Simulation, Smoke
+from tests.bench import bench_scale
 
 HOME = Path(__file__).parents[1]
 SMALL = ["device=cpu", "rounds=4", "client.epochs=1", "model.hidden=[16]"]
@@ -201,7 +202,7 @@ from typing import Annotated
 
 from fedsim.client.half import ClientHalf
 from fedsim.parts import Range
-from fedsim.records import WeightedSum
+from fedsim.records import UpdateSum
 from fedsim.strategy import FedsimStrategy
 
 
@@ -230,10 +231,10 @@ class HalfWay(FedsimStrategy):
 
     def aggregate(self, context, replies):
         self._rounds += 1
-        total = WeightedSum(context.params)
+        total = UpdateSum(context.params)
         for chunk in replies.chunks():
             total.add(chunk.arrays, chunk.num_examples)
-        return total.step(context.params, 0.5 / total.weight) if total.count else context.params
+        return total.step(0.5 / total.weight) if total.count else context.params
 
     def state_dict(self):
         return {"rounds": self._rounds}
@@ -313,3 +314,16 @@ def test_in_the_tree_it_is_one_file_and_one_yaml_too(tmp_path: Path) -> None:
         3,
         4,
     ]
+
+
+# --- scale ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_million_clients_cost_what_their_cohort_costs() -> None:
+    """The claims of `tests/bench/bench_scale.py`, over fewer rounds."""
+    figures = bench_scale.measure((10**3, 10**6), repetitions=3, rounds=60)
+    more = bench_scale.excess(figures[10**3], figures[10**6])
+    assert more["memory_mb"] < bench_scale.MEMORY_MB
+    assert more["round_ratio"] < bench_scale.ROUND_RATIO
+    assert more["start_s"] < bench_scale.START_S

@@ -209,7 +209,7 @@ def default_chunk(runtime: ClientRuntime) -> int:
     """Return how many clients to train at once.
 
     On a CPU, as many as keep their weights and activations in the cache (16 MiB of them), at least
-    4 and at most 64: small models cost dispatch, which more clients share; large ones memory traffic.
+    4 and at most 64: small models cost dispatch, which clients share; large ones memory traffic.
     """
     size, device = bytes_per_client(runtime), runtime.dataset.train_x.device
     if device.type != "cuda":

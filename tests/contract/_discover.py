@@ -12,19 +12,19 @@ FOLDER = Path(__file__).parents[2] / "scenarios" / "strategy"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def _spec(name: str) -> dict[str, object]:
+def spec(name: str) -> dict[str, object]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
 def make(name: str, **changes: object) -> Strategy:
     """Make one strategy with the values of its file."""
-    fields = {**_spec(name), **changes}
+    fields = {**spec(name), **changes}
     module, _, cls = str(fields.pop("_target_")).rpartition(".")
     return getattr(import_module(module), cls)(**fields)
 
 
 def is_ours(name: str) -> bool:
-    return str(_spec(name)["_target_"]).startswith("strategies.")
+    return str(spec(name)["_target_"]).startswith("strategies.")
 
 
 OURS = [name for name in NAMES if is_ours(name)]

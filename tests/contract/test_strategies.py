@@ -1,17 +1,20 @@
 """What holds of every strategy that `scenarios/strategy` offers, ours and Flower's."""
 
 import random
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 from torch import Tensor
 
 from fedsim import foreign
+from fedsim.errors import ResumeError
+from fedsim.guest import StrategyError
 from fedsim.participation.base import Schedule
-from fedsim.rounds import StrategyError
 from fedsim.strategy import FedsimStrategy
-from tests.contract._discover import FLOWERS, NAMES, OURS, make
+from tests.contract._discover import FLOWERS, NAMES, OURS, make, spec
 from tests.faults._bad import BAD
 from tests.strategies._toy import Masks, ToyGrid, equal, everyone, finish, loop, quadratic
 
@@ -21,7 +24,7 @@ START = {"x": torch.tensor([0.5, -1.0, 2.0]), "w": torch.ones(2, 2)}
 
 def client(message):
     index = message.metadata.dst_node_id % CLIENTS
-    return [quadratic(message, centre=float(index), lr=0.25, examples=1 + index % 3)]
+    return [quadratic(message, centre=index / 7, lr=0.3, examples=1 + index % 3)]
 
 
 def run(strategy, masks, *, params=START, answer=client, done=0, rounds=None, shuffle=None):
@@ -154,8 +157,6 @@ def test_state_is_arrays_and_numbers(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_state_of_another_strategy_is_refused(name):
-    from fedsim.errors import ResumeError
-
     with pytest.raises(ResumeError):
         make(name).load_state_dict({"momentum": np.zeros(2), "rounds": 3})
 
@@ -173,8 +174,6 @@ BUFFERED = {**START, "seen": torch.tensor(10)}
 def counting(message):
     reply = client(message)[0]
     seen = reply.content["arrays"]["seen"].numpy() + 1 + message.metadata.dst_node_id % 2
-    from flwr.app import Array
-
     reply.content["arrays"]["seen"] = Array(np.asarray(seen))
     return [reply]
 
@@ -201,11 +200,7 @@ def test_float64_models(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_settings_are_the_keys_of_the_file(name):
-    from dataclasses import fields
-
-    from tests.contract._discover import _spec
-
-    assert {"_target_", *(f.name for f in fields(make(name)))} == set(_spec(name))
+    assert {"_target_", *(f.name for f in fields(make(name)))} == set(spec(name))
 
 
 @pytest.mark.parametrize("name", OURS)
