@@ -32,7 +32,6 @@ from torch import Tensor
 from fedsim.errors import FedsimError
 from fedsim.parts import Part, Range
 from fedsim.records import (
-    ARRAYS,
     CLIENT_ARRAYS,
     NUM_EXAMPLES,
     WIRE_CHUNK,
@@ -181,7 +180,8 @@ class AdmittedReplies(Replies):
             decoded = self._check(message, seen)
             if decoded is not None:
                 good.append((decoded[0], message, _form(message.content), decoded[3]))
-        good.sort(key=lambda reply: reply[0])  # float sums depend on their order, the network's is any
+        # By client: float sums depend on their order, and the network's is any.
+        good.sort(key=lambda reply: reply[0])
         # Flower's own strategies refuse the whole round if one reply is of another form.
         usual = Counter(form for _, _, form, _ in good).most_common(1)
         for client, message, form, metrics in good:
@@ -283,7 +283,8 @@ class AdmittedReplies(Replies):
                 finite[row] &= is_finite(tensor[row])
         for row in np.flatnonzero(~(good_weight & finite) & ~nothing):
             reason = "weight" if not good_weight[row] else "non-finite"
-            detail = f"'{NUM_EXAMPLES}' is {weights[row]}" if reason == "weight" else "NaN or infinity"
+            claim = f"'{NUM_EXAMPLES}' is {weights[row]}"
+            detail = claim if reason == "weight" else "holds a NaN or an infinity"
             self._reject(reason, f"client {chunk.client_index[row]}", detail)
         return chunk.rows(good_weight & finite)
 

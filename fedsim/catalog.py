@@ -123,8 +123,8 @@ def _keys(
 
 
 def _key(path: str, field: Field, value: Any) -> Key:
-    from fedsim.parts import describe
     from fedsim.config.specs import plain
+    from fedsim.parts import describe
 
     return Key(
         path=path,

@@ -205,10 +205,7 @@ def _go(run: Run, as_json: bool, *, resume: bool) -> None:
     from fedsim.report.html import write_report
 
     path = run.folder.path
-    # Flower collects garbage for each reply that it turns into NumPy arrays, at 0.2 s a time with
-    # all libraries loaded; what is loaded by now is not garbage.
-    gc.freeze()
-    with _Interrupt() as interrupt, _logged(path):
+    with _Interrupt() as interrupt, _quick_collections(), _logged(path):
         run.stop = interrupt
         last = None
         with display(as_json=as_json) as shown:
@@ -253,6 +250,19 @@ class _Interrupt:
         self.asked = True
         # Not `typer.echo`: a handler may run in the middle of another write to the same stream.
         os.write(2, b"\nfinishing this round; press Ctrl-C again to stop at once\n")
+
+
+@contextmanager
+def _quick_collections() -> Iterator[None]:
+    """Keep the garbage collector from searching what is loaded by now.
+
+    Flower collects for each reply that it turns into NumPy arrays, at 0.2 s a time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

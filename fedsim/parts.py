@@ -33,7 +33,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return not (
-            math.isnan(value)
+            (isinstance(value, float) and math.isnan(value))
             or (self.ge is not None and value < self.ge)
             or (self.gt is not None and value <= self.gt)
             or (self.le is not None and value > self.le)

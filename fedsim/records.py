@@ -328,8 +328,7 @@ def stack_replies(replies: Sequence[tuple[int, Params, Params, Mapping[str, floa
             for name in replies[0][1]
         },
         client_arrays={
-            name: torch.stack([extra[name] for _, _, extra, _ in replies])
-            for name in replies[0][2]
+            name: torch.stack([extra[name] for _, _, extra, _ in replies]) for name in replies[0][2]
         },
         metrics={
             name: np.array([metrics[name] for *_, metrics in replies], np.float64)

@@ -149,9 +149,7 @@ class RoundLoop:
         with self._participants(server_round, "evaluate") as someone:
             if not someone:
                 return AdmittedReplies.nothing()
-            sent = self.strategy.configure_evaluate(
-                server_round, arrays, ConfigRecord(), self.grid
-            )
+            sent = self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), self.grid)
         replies = self._exchange(sent, None)
         drawn = self._draw(replies)
         with self._failures(server_round, replies):

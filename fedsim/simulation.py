@@ -1,13 +1,17 @@
 """Builds the parts that a scenario names, and starts the round loop."""
 
+# Contracts are abstract classes, and parts are checked against them by `isinstance`.
+# mypy: disable-error-code="type-abstract"
+
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +20,6 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedsim import foreign, seeds
-from fedsim.admission import Admission
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import ClientHalf
 from fedsim.client.runtime import ClientRuntime
@@ -40,6 +43,9 @@ from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TopologyPart
 
 log = logging.getLogger(__name__)
+
+P = TypeVar("P")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Smoke:
@@ -114,19 +120,21 @@ class Simulation:
     @cached_property
     def dataset(self) -> Dataset:
         """All samples, on the device."""
-        part: DataPart = build_part(self.config, "data")
-        return part.load().to(self.device, self.dtype)
+        with _about("data"):
+            return self._part("data", DataPart).load().to(self.device, self.dtype)
 
     @cached_property
     def partition_part(self) -> PartitionPart:
         """The partition scheme."""
-        return cast(PartitionPart, build_part(self.config, "partition"))
+        return self._part("partition", PartitionPart)
 
     @cached_property
     def partition(self) -> Partition:
         """Who holds which samples."""
         rng = seeds.rng(self.settings.seed, 0, seeds.SERVER, "partition")
-        return self.partition_part.split(self.dataset, rng)
+        dataset = self.dataset
+        with _about("partition"):
+            return self.partition_part.split(dataset, rng)
 
     @cached_property
     def label_histogram(self) -> np.ndarray:
@@ -137,13 +145,14 @@ class Simulation:
     @cached_property
     def schedule(self) -> Schedule:
         """Who takes part in which round."""
-        part: ParticipationPart = build_part(self.config, "participation")
         population = Population(
             num_clients=self.partition.num_clients,
             seed=self.settings.seed,
             label_histogram=lambda: self.label_histogram,
         )
-        schedule: Schedule = WithSamples(part.bind(population), self._train_sizes)
+        with _about("participation"):
+            bound = self._part("participation", ParticipationPart).bind(population)
+        schedule: Schedule = WithSamples(bound, self._train_sizes)
         return self.smoke.schedule(schedule, population.num_clients) if self.smoke else schedule
 
     def _train_sizes(self, clients: np.ndarray) -> np.ndarray:
@@ -159,12 +168,12 @@ class Simulation:
             model = part.build(self.dataset) if isinstance(part, ModelPart) else part
         model = replace_dropout(model).to(self.device, self.dtype)
         check_model(model, self.dataset)
-        return cast(nn.Module, model)
+        return model
 
     @cached_property
     def strategy(self) -> Strategy:
         """The server half; ours also learn who takes part."""
-        strategy: Strategy = build_part(self.config, "strategy")
+        strategy = self._part("strategy", Strategy)
         if isinstance(strategy, FedsimStrategy):
             strategy.federation = Federation(
                 num_clients=self.partition.num_clients,
@@ -177,18 +186,18 @@ class Simulation:
     @cached_property
     def estimator(self) -> GradientEstimator:
         """How a batch becomes a gradient: exact, or private."""
-        return cast(GradientEstimator, build_part(self.config, "privacy"))
+        return self._part("privacy", GradientEstimator)
 
     @cached_property
     def work(self) -> LocalSGD:
         """How much local work a client does."""
-        work: LocalSGD = build_part(self.config, "client")
+        work = self._part("client", LocalSGD)
         return self.smoke.work(work) if self.smoke else work
 
     @cached_property
     def topology(self) -> TopologyPart:
         """Who is linked to whom."""
-        return cast(TopologyPart, build_part(self.config, "topology"))
+        return self._part("topology", TopologyPart)
 
     @cached_property
     def runtime(self) -> ClientRuntime:
@@ -209,8 +218,7 @@ class Simulation:
     @cached_property
     def grid(self) -> Grid:
         """The engine's grid."""
-        engine: EnginePart = build_part(self.config, "engine")
-        return engine.grid(self.runtime)
+        return self._part("engine", EnginePart).grid(self.runtime)
 
     @cached_property
     def loop(self) -> RoundLoop:
@@ -225,7 +233,7 @@ class Simulation:
             strategy=self.strategy,
             grid=self.grid,
             schedule=self.schedule,
-            admission=Admission(**dataclasses.asdict(self.settings.admission)),
+            admission=self.settings.admission,
             evaluation=Evaluation(
                 central=self._score if rules.central else None,
                 clients=rules.clients != "none",
@@ -234,6 +242,16 @@ class Simulation:
             seed=self.settings.seed,
             last_round=self.last_round,
         )
+
+    def _part(self, group: str, kind: type[P]) -> P:
+        part = build_part(self.config, group)
+        if not isinstance(part, kind):
+            target = self.config.values[group]["_target_"]
+            raise ConfigError(
+                f"{group}._target_: {target} is no {kind.__name__}, as the group '{group}' needs; "
+                f"fedsim list {group} shows those that are"
+            )
+        return part
 
     @property
     def _evaluating(self) -> EvaluateWhom:
@@ -262,6 +280,17 @@ class Simulation:
             "sizes": self.partition.sizes(shown).tolist(),
             "class_names": list(self.dataset.class_names),
         }
+
+
+@contextmanager
+def _about(group: str) -> Iterator[None]:
+    """Put the group's name in front of an error of its part, which does not know its own place."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith(group):
+            raise
+        raise type(error)(f"{group}.{error}") from error
 
 
 @dataclass(kw_only=True)

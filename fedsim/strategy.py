@@ -255,8 +255,8 @@ def _connected(grid: Grid, known: list[int], minimum: int) -> set[int]:
     while len((here := set(grid.get_node_ids())).union(known)) < minimum:
         if time.monotonic() > deadline:
             raise TooFewClientsError(
-                f"{len(here)} nodes have connected within {CONNECT_S:g} s, but {minimum} are needed; "
-                "start more of them, or lower partition.num_clients"
+                f"{len(here)} nodes have connected within {CONNECT_S:g} s, but {minimum} are "
+                "needed; start more of them, or lower partition.num_clients"
             )
         time.sleep(min(1.0, CONNECT_S / 10))
     return here

@@ -31,7 +31,7 @@ TINY = ["scenario=quickstart", "device=cpu", "client.epochs=1", "rounds=3", "mod
 
 
 @pytest.fixture
-def whole_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of a test: runs go to `results/runs` in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
@@ -39,15 +39,20 @@ def whole_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def root(whole_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, with a report that costs nothing (the real one takes longer than these runs)."""
+def real_report() -> None:
+    """For the tests that want one."""
+
+
+@pytest.fixture(autouse=True)
+def _cheap_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report takes longer than these runs do."""
 
     def write_report(run: Path) -> Path:
         (run / "report.html").write_text("a report")
         return run / "report.html"
 
-    monkeypatch.setattr("fedsim.report.html.write_report", write_report)
-    return whole_root
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr("fedsim.report.html.write_report", write_report)
 
 
 def call(*words: str) -> Result:
@@ -160,8 +165,8 @@ def test_plan(root: Path) -> None:
     assert list(root.iterdir()) == []
 
 
-def test_run_says_what_it_did_and_where(whole_root: Path) -> None:
-    root = whole_root
+@pytest.mark.usefixtures("real_report")
+def test_run_says_what_it_did_and_where(root: Path) -> None:
     result = call("run", *TINY)
     assert result.exit_code == 0, result.output
     (folder,) = runs(root)
@@ -207,8 +212,8 @@ def test_the_written_configuration_is_a_scenario(root: Path) -> None:
     assert len(runs(root)) == 2
 
 
-def test_report_is_written_again(whole_root: Path) -> None:
-    root = whole_root
+@pytest.mark.usefixtures("real_report")
+def test_report_is_written_again(root: Path) -> None:
     call("run", *TINY)
     (folder,) = runs(root)
     (folder / "report.html").unlink()
@@ -418,7 +423,7 @@ def test_a_damaged_folder_is_told_without_a_traceback(root: Path) -> None:
 # --- being stopped -------------------------------------------------------------------------------
 
 LONG = ["scenario=quickstart", "device=cpu", "client.epochs=1", "rounds=100000",
-        "evaluation.every=50", "checkpoint.every=100000"]  # fmt: skip
+        "evaluation.every=50", "checkpoint.every=100000", "model.hidden=[8]"]  # fmt: skip
 
 
 def lines_until(process: subprocess.Popen[str], server_round: int) -> Iterator[int]:

@@ -40,6 +40,7 @@ def test_range(limits, inside, outside, text):
     assert all(value in interval for value in inside)
     assert not any(value in interval for value in outside)
     assert math.nan not in interval
+    assert (10**400 in interval) == (math.inf in interval)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The round loop: who is asked, what is evaluated, what a dropout, a restart or a bad guest does."""
+"""The round loop: who is asked, what is evaluated; dropouts, restarts, third-party strategies."""
 
 import random
 import time
@@ -249,7 +249,7 @@ def test_the_global_random_state_is_left_alone():
 def test_the_global_random_state_is_put_back_after_an_error():
     class Careless(flower.FedAvg):
         def configure_train(self, *args, **kwargs):
-            random.random()
+            random.seed(1)
             raise RuntimeError("no idea")
 
     random.seed(5)
@@ -264,7 +264,7 @@ def test_the_global_random_state_is_put_back_after_an_error():
 @pytest.mark.parametrize("setting", ["min_train_nodes", "min_available_nodes"])
 def test_a_guest_that_would_wait_for_ever_is_stopped(setting):
     started = time.monotonic()
-    with pytest.raises(TooFewClientsError, match="FedAvg needs 6 clients to train, but there are 5"):
+    with pytest.raises(TooFewClientsError, match="needs 6 clients to train, but there are 5"):
         run(guest(**{setting: 6}), np.ones((2, 5)))
     assert time.monotonic() - started < 5
     assert TooFewClientsError.exit_code == 4
@@ -298,7 +298,7 @@ def test_too_few_nodes_on_a_real_grid_end_the_run_in_time():
     rules = Admission(timeout_s=0.3)
     run_loop = loop(guest(min_available_nodes=4), grid, everyone(3), rounds=1, admission=rules)
     started = time.monotonic()
-    with pytest.raises(TooFewClientsError, match="needs 4 clients to train, but 3 have connected within 0.3 s"):
+    with pytest.raises(TooFewClientsError, match=r"needs 4 clients to train, but 3 have .* 0.3 s"):
         finish(run_loop, model(0.0))
     assert time.monotonic() - started < 2
 
@@ -345,6 +345,7 @@ def test_a_guest_that_cannot_aggregate_is_named(result, why):
     with pytest.raises(StrategyError, match=rf"^Returning.*{why}") as caught:
         run(returning(result), np.ones((2, 3)))
     assert isinstance(caught.value, FedsimError)
+    assert str(caught.value).count("Returning") == 1
 
 
 def test_what_a_guest_returns_is_put_into_the_model_s_types():
@@ -370,7 +371,7 @@ def test_a_guest_that_skips_a_round_keeps_the_model(result):
 def test_a_guest_without_its_metric_is_named():
     """q-FedAvg reads the clients' loss; these call it differently."""
     strategy = guest(flower.QFedAvg, client_learning_rate=0.1, train_loss_key="risk")
-    with pytest.raises(StrategyError, match="QFedAvg failed in round 1.*'risk'"):
+    with pytest.raises(StrategyError, match=r"QFedAvg failed in round 1.*'risk'"):
         run(strategy, np.ones((1, 3)))
 
 

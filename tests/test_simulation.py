@@ -64,6 +64,7 @@ def test_global_generators_and_threads_do_not_matter() -> None:
     np.random.seed(2)  # noqa: NPY002
     torch.set_num_threads(2)
     assert quickstart()[0] == first[0]
+    assert torch.get_num_threads() == 1
 
 
 def test_another_process_gives_the_same_weights(tmp_path: Path) -> None:
@@ -277,9 +278,9 @@ def test_its_keys_are_checked_as_ours_are(lab: Path) -> None:
     with pytest.raises(ConfigError, match=r"strategy\.mu: -1\.0 is out of range; allowed: \[0,"):
         compose(str(lab), ["strategy.mu=-1"])
     with pytest.raises(
-        ConfigError, match=r"unknown key 'strategy\.nu'.*did you mean 'strategy\.mu'"
+        ConfigError, match=r"unknown key 'strategy\.muu'.*did you mean 'strategy\.mu'"
     ):
-        compose(str(lab), ["strategy.nu=1"])
+        compose(str(lab), ["strategy.muu=1"])
 
 
 def test_without_plugins_it_is_refused(lab: Path) -> None:

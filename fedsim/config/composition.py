@@ -19,13 +19,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedsim.config import sources, specs
 from fedsim.catalog import GROUPS
-from fedsim.errors import ConfigError
+from fedsim.config import sources, specs
 from fedsim.config.interpolation import resolve
 from fedsim.config.overrides import Change, apply, parse
 from fedsim.config.settings import SECTIONS, Scenario, plugins_of
 from fedsim.config.targets import KeyedError, UnknownKeyError, fields_of, instantiate, locate
+from fedsim.errors import ConfigError
 
 Where = Callable[[str], str | None]
 """Gives the file (or "command line") that sets a key; asked only when there is an error to tell."""

@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.errors import ConfigError
 from fedsim.config.targets import KeyedError
+from fedsim.errors import ConfigError
 
 # A resolver may fail with an error of its own kind, e.g. `${oc.decode:...}` of a bad literal.
 _FAILURES = (OmegaConfBaseException, RecursionError, ValueError, TypeError)

@@ -17,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from fedsim.config import specs
 from fedsim.catalog import GROUPS
-from fedsim.errors import ConfigError
+from fedsim.config import specs
 from fedsim.config.settings import SECTIONS, Scenario, plugins_of
 from fedsim.config.targets import SPECIAL, Field, KeyedError, fields_of, locate, takes_any_key
+from fedsim.errors import ConfigError
 
 OPTION = re.compile(r"[A-Za-z0-9_]+")
 """A part's name: also the name of its file, hence no dots and no slashes."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from fedsim.admission import Admission
+from fedsim.config.targets import KeyedError, plugin_prefixes
 from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
-from fedsim.config.targets import KeyedError, plugin_prefixes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -50,21 +51,6 @@ class Checkpoint(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admission(Part):
-    """What the server accepts from a client.
-
-    Attributes:
-        max_examples: A reply that claims more training samples than this is refused.
-        on_failure: What one failed client does to the run.
-        timeout_s: How long one exchange may take, in seconds (ray, deployment).
-    """
-
-    max_examples: Annotated[int, Range(ge=1)] = 10_000_000
-    on_failure: Literal["continue", "stop"] = "continue"
-    timeout_s: Annotated[float, Range(gt=0)] = 3600.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Output(Part):
     """Where runs are written.
 
@@ -94,7 +80,7 @@ class Scenario(Part):
         plugins: Further package prefixes that `_target_` may name.
         evaluation: See `Evaluation`.
         checkpoint: See `Checkpoint`.
-        admission: See `Admission`.
+        admission: See `fedsim.admission.Admission`.
         output: See `Output`.
     """
 

@@ -24,8 +24,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fedsim import catalog
-from fedsim.errors import ConfigError, did_you_mean
 from fedsim.config.overrides import OPTION
+from fedsim.errors import ConfigError, did_you_mean
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000

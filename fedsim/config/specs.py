@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim import parts
-from fedsim.errors import ConfigError
 from fedsim.config.targets import (
     SPECIAL,
     Field,
@@ -27,6 +26,7 @@ from fedsim.config.targets import (
     signature,
     takes_any_key,
 )
+from fedsim.errors import ConfigError
 
 _TOP = "scenario"
 _SIMPLE = (bool, int, float, str, type(None))

@@ -48,7 +48,7 @@ class Dataset:
         return tuple(self.train_x.shape[1:])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Dataset:
-        """Return the data set on `device`, floating-point tensors as `dtype`, integers as they are."""
+        """Return the data set on `device`, floating-point tensors as `dtype`."""
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, dtype) if t.is_floating_point() else t.to(device)

@@ -122,5 +122,7 @@ def _finish(axes: Axes, name: str) -> None:
         axes.set_yscale("log")
         # Plain numbers: the default 10^x labels are mathematics, which pages here do not parse.
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        axes.yaxis.set_minor_formatter(
+            lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""
+        )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)

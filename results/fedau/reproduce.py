@@ -2,9 +2,9 @@
 
     python results/fedau/reproduce.py digits fashion --workers 2
 
-Runs every (participation, method, seed) of the grids below through the ordinary scenarios, appends
-each finished one to runs.jsonl (so that an interrupted call goes on where it stopped), then draws fedau.png
-from that file and prints README.md's tables. Fashion-MNIST is read from FEDSIM_DATA.
+Runs every (participation, method, seed) of the grids below through the ordinary scenarios and
+appends each finished one to runs.jsonl, so that an interrupted call goes on where it stopped; then
+draws fedau.png from that file and prints README.md's tables. Fashion-MNIST comes from FEDSIM_DATA.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def tables(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _values(
-    runs: list[dict[str, Any]], data: str, participation: str, method: str
-) -> np.ndarray:
+def _values(runs: list[dict[str, Any]], data: str, participation: str, method: str) -> np.ndarray:
     chosen = [r for r in runs if key(r)[:3] == (data, participation, method)]
     return np.array([final(run) for run in sorted(chosen, key=key)])
 

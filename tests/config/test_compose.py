@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fedsim.catalog import GROUPS
 from fedsim.config import Config, build_part, compose
-from fedsim.errors import ConfigError
 from fedsim.config.settings import Evaluation
+from fedsim.errors import ConfigError
 
 TOY = Path(__file__).parent.parent / "assets" / "toylab"
 ROOT = TOY / "scenarios"

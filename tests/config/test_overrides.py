@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedsim.errors import ConfigError
 from fedsim.config.overrides import apply, parse
+from fedsim.errors import ConfigError
 
 TOY = Path(__file__).parent.parent / "assets" / "toylab"
 

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedsim.catalog import GROUPS, ROOT
-from fedsim.errors import ConfigError
 from fedsim.config.settings import SECTIONS, Admission, Checkpoint, Evaluation, Output, Scenario
+from fedsim.errors import ConfigError
 
 
 def test_defaults_are_those_of_base_yaml() -> None:

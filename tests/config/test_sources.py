@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.config import sources
-from fedsim.config import compose
+from fedsim.config import compose, sources
 from fedsim.errors import ConfigError
 
 TOY = Path(__file__).parent.parent / "assets" / "toylab"

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
+from fedsim.config.targets import fields_of, instantiate, locate, plugin_prefixes
 from fedsim.errors import ConfigError, DataError
 from fedsim.parts import describe
-from fedsim.config.targets import fields_of, instantiate, locate, plugin_prefixes
 
 TOY = Path(__file__).parent.parent / "assets" / "toylab"
 PLUGINS = ("toylab.",)

@@ -1,6 +1,5 @@
 """What holds of every strategy that `scenarios/strategy` offers, ours and Flower's."""
 
-import random
 from dataclasses import fields
 
 import numpy as np
@@ -30,12 +29,11 @@ def client(message):
 def run(strategy, masks, *, params=START, answer=client, done=0, rounds=None, shuffle=None):
     grid = ToyGrid(masks.shape[1], answer)
     if shuffle is not None:
-        plain, order = grid.execute, random.Random(shuffle)
+        plain, rng = grid.execute, np.random.default_rng(shuffle)
 
         def shuffled(messages):
             replies = list(plain(messages))
-            order.shuffle(replies)
-            return replies
+            return [replies[k] for k in rng.permutation(len(replies))]
 
         grid.execute = shuffled
     return finish(loop(strategy, grid, Masks(masks), rounds=rounds), params, done)
@@ -82,9 +80,7 @@ def test_nobody_replies_leaves_the_model(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_bad_replies_leave_the_model(name):
-    params, reports = run(
-        make(name), np.ones((2, CLIENTS), bool), answer=BAD["weight"]["negative"]
-    )
+    params, reports = run(make(name), np.ones((2, CLIENTS), bool), answer=BAD["weight"]["negative"])
     assert equal(params, START)
     assert [r.rejected for r in reports] == [{"weight": CLIENTS}] * 2
 

@@ -9,9 +9,9 @@ import io
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from fedsim.records import NUM_EXAMPLES, TensorArray, to_record, to_tensors
+from fedsim.records import NUM_EXAMPLES, TensorArray, to_tensors
 from tests.strategies._toy import failing, reply
 
 

@@ -1,4 +1,4 @@
-"""Some of Flower's strategies collect garbage for every reply: seconds, with all of torch loaded."""
+"""Some of Flower's strategies collect garbage for every reply: slow with all of torch loaded."""
 
 import gc
 

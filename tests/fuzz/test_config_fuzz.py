@@ -19,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedsim.catalog import GROUPS
 from fedsim.config import composition as config
 from fedsim.config import overrides, sources
-from fedsim.catalog import GROUPS
 from fedsim.config.composition import Config, assemble, build_part, compose
 from fedsim.errors import ConfigError
 

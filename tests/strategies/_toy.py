@@ -122,9 +122,7 @@ def drive_fast(
     ones = np.ones(masks.shape[1])
     for server_round, mask in enumerate(np.asarray(masks, bool), start=1):
         who = np.flatnonzero(mask)
-        context = Round(
-            server_round=server_round, num_clients=len(mask), asked=who, params=params
-        )
+        context = Round(server_round=server_round, num_clients=len(mask), asked=who, params=params)
         rows = params["x"] + lr * (b_N1[who] - params["x"])
         replies = Chunk(
             client_index=who, arrays={"x": rows}, metrics={NUM_EXAMPLES: ones[: len(who)]}
@@ -205,10 +203,10 @@ def loop(
 
 def finish(run: RoundLoop, params: Params, done: int = 0) -> tuple[Params, list[RoundReport]]:
     """Run a loop to its end."""
-    reports = []
-    for params, report in run.run(params, done):  # noqa: B007
+    reports, last = [], params
+    for last, report in run.run(params, done):  # noqa: B007
         reports.append(report)
-    return params, reports
+    return last, reports
 
 
 def equal(a: Params, b: Params) -> bool:
@@ -216,4 +214,3 @@ def equal(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
     )
-

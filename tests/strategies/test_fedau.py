@@ -96,9 +96,7 @@ def test_the_first_participation_counts_with_weight_one():
 @settings(max_examples=100, deadline=None, database=None)
 @given(
     st.integers(1, 4).flatmap(
-        lambda n: st.lists(
-            st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=40
-        )
+        lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=40)
     ),
     st.one_of(st.none(), st.integers(1, 8)),
 )

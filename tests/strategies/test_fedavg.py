@@ -1,4 +1,4 @@
-"""FedAvg and the average over all, by hand: two clients, x = (1, 2), y_0 = (2, 4), y_1 = (5, -2)."""
+"""FedAvg and the average over all by hand: x = (1, 2), y_0 = (2, 4), y_1 = (5, -2)."""
 
 import numpy as np
 import pytest

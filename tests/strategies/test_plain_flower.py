@@ -1,7 +1,5 @@
 """Our strategies in a plain Flower `ServerApp`, with client apps that know nothing of fedsim."""
 
-import random
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -31,6 +29,10 @@ def over_the_wire(thing):
     return type(thing).inflate(thing.deflate(), children)
 
 
+def shuffled(things, seed):
+    return [things[k] for k in np.random.default_rng(seed).permutation(len(things))]
+
+
 class WireGrid(Grid):
     """Some nodes with 64-bit ids behind a wire; has what Flower's `Grid` asks for, and no more.
 
@@ -58,9 +60,7 @@ class WireGrid(Grid):
     pull_messages = create_message
 
     def get_node_ids(self):
-        return random.Random(self.round).sample(
-            self.connected[self.round - 1], len(self.connected[self.round - 1])
-        )
+        return shuffled(self.connected[self.round - 1], self.round)
 
     def push_messages(self, messages):
         """Like Flower's own: note an id in each message, then go through them once more."""
@@ -75,14 +75,11 @@ class WireGrid(Grid):
         if replies:  # a training exchange; evaluation asks nobody
             self.asked.append(sorted(reply.metadata.src_node_id for reply in replies))
             self.round = min(self.round + 1, len(self.connected))
-        random.Random(self.round).shuffle(replies)
-        return replies
+        return shuffled(replies, self.round)
 
     def _one(self, message):
         node = message.metadata.dst_node_id
-        context = Context(
-            run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={}
-        )
+        context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
         if node in self.broken:
             return over_the_wire(client_error(message, "no data here"))
         return over_the_wire(self.app(message, context))
@@ -224,7 +221,7 @@ def test_tensor_arrays_do_not_cross_a_wire():
 def test_a_simulation_without_its_clients_says_so(monkeypatch):
     monkeypatch.setattr("fedsim.strategy.CONNECT_S", 0.1)
     strategy = federate(FedAvg(), Masks(np.ones((3, 5))))
-    with pytest.raises(TooFewClientsError, match="3 nodes have connected .*, but 5 are needed"):
+    with pytest.raises(TooFewClientsError, match=r"3 nodes have connected .*, but 5 are needed"):
         serve(strategy, [IDS], rounds=1)
 
 
