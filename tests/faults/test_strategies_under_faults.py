@@ -87,6 +87,7 @@ def test_a_stale_reply_is_rejected(name):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("scale", [-1.0, 1e30, -3e38])
 @pytest.mark.parametrize("name", NAMES)
 def test_finite_nonsense_never_makes_a_model_that_is_not_finite(name, scale):

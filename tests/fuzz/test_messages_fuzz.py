@@ -128,7 +128,7 @@ ARRAYS = st.one_of(
         st.sampled_from(DTYPES),
     ),
     st.builds(
-        lambda values: as_array(saved(np.array(values, np.float32))),
+        lambda values: as_array(saved(torch.tensor(values).float().numpy())),
         st.lists(FLOATS, min_size=2, max_size=2),
     ),
     st.builds(
