@@ -26,7 +26,7 @@ import typer
 from fedsim.errors import ConfigError, FedsimError, ResumeError
 
 if TYPE_CHECKING:
-    from fedsim.simulation import Run
+    from fedsim.run import Run
 
 app = typer.Typer(
     help="Federated and privacy-preserving learning: simulate, plan, report.",
@@ -60,7 +60,8 @@ def run(
     with _errors(debug):
         from fedsim.config import compose
         from fedsim.results import RunFolder
-        from fedsim.simulation import Run, Simulation, Smoke
+        from fedsim.run import Run
+        from fedsim.simulation import Simulation, Smoke
 
         scenario, rest = _scenario(overrides)
         config = compose(scenario, rest)
@@ -87,7 +88,8 @@ def resume(
         from fedsim.config import compose
         from fedsim.config.overrides import parse
         from fedsim.results import RunFolder, check_unchanged
-        from fedsim.simulation import Run, Simulation
+        from fedsim.run import Run
+        from fedsim.simulation import Simulation
 
         opened = RunFolder.open(folder)
         config = opened.config()

@@ -241,7 +241,7 @@ class RunFolder:
         path = self.path / CONFIG
         try:
             return Config.from_yaml(self._read(CONFIG).decode(errors="replace"), str(path))
-        except (ConfigError, ValueError) as error:
+        except ConfigError as error:
             raise ResumeError(f"{path} is damaged, or no longer valid: {error}") from error
 
     def _write(self, name: str, text: str) -> None:

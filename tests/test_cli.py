@@ -24,7 +24,7 @@ from fedsim import catalog
 from fedsim.cli import app
 from fedsim.client.work import LocalSGD
 from fedsim.rounds import RoundLoop
-from fedsim.simulation import Run
+from fedsim.run import Run
 
 HOME = Path(__file__).parents[1]
 TINY = ["scenario=quickstart", "device=cpu", "client.epochs=1", "rounds=3", "model.hidden=[8]"]

@@ -20,7 +20,8 @@ from fedsim.config import Config, compose
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.results import STATIC, RunFolder, check_unchanged, json_line
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Run, Simulation, Smoke
+from fedsim.run import Run
+from fedsim.simulation import Simulation, Smoke
 
 SMALL = ["device=cpu", "model=linear", "client.epochs=1", "rounds=8", "checkpoint.every=3"]
 CHECKPOINT = [

@@ -16,7 +16,8 @@ from fedsim.config import build_part, compose
 from fedsim.errors import DataError
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Run, Simulation, Smoke
+from fedsim.run import Run
+from fedsim.simulation import Simulation, Smoke
 
 ENGINES = ("cohort", "in_process")
 SCENARIOS = [entry.name for entry in catalog.scenarios()]

@@ -92,7 +92,8 @@ class Config:
             ConfigError: It is not a configuration, or no longer a valid one.
         """
         tree = sources.parse_yaml(text, label)
-        head = dict(line[2:].split(": ", 1) for line in text.split("\n")[:2] if ": " in line)
+        lines = [line for line in text.split("\n")[:2] if line.startswith("# ") and ": " in line]
+        head = dict(line[2:].split(": ", 1) for line in lines)
         try:
             scenario = json.loads(head.get("scenario", json.dumps(str(tree.get("name")))))
             overrides = tuple(json.loads(head.get("overrides", "[]")))

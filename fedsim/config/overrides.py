@@ -81,7 +81,7 @@ def _parse(parser: OverridesParser, text: str) -> Override:
         ) from error
     if parsed.is_sweep_override():
         raise ConfigError(
-            f"{text!r} asks for several runs; use `fedsim sweep ... {text}`, or write a list as "
+            f"{text!r} asks for several runs; give one value per run, or write a list as "
             f"{parsed.key_or_group}=[a,b]"
         )
     if parsed.package is not None or "/" in parsed.key_or_group:

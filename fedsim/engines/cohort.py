@@ -214,8 +214,9 @@ def default_chunk(runtime: ClientRuntime) -> int:
     size, device = bytes_per_client(runtime), runtime.dataset.train_x.device
     if device.type != "cuda":
         return max(4, min(64, 2**24 // size))
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(10, min(4096, free // 4 // size))
+    # Not what is free just now: float sums depend on the chunk, and a resumed run must sum alike.
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return max(10, min(4096, total // 4 // size))
 
 
 @torch.no_grad()

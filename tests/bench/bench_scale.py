@@ -46,7 +46,8 @@ def run_here(num_clients: int, rounds: int, root: str, started: float) -> Figure
     """
     from fedsim.config import compose
     from fedsim.results import RunFolder
-    from fedsim.simulation import Run, Simulation
+    from fedsim.run import Run
+    from fedsim.simulation import Simulation
 
     words = [f"partition.num_clients={num_clients}", f"rounds={rounds}", "device=cpu"]
     config = compose("million", [*words, f"output.root={root}"])

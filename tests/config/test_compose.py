@@ -152,7 +152,7 @@ EXACT = {
     (
         "base",
         "rounds=1,2",
-    ): "'rounds=1,2' asks for several runs; use `fedsim sweep ... rounds=1,2`, "
+    ): "'rounds=1,2' asks for several runs; give one value per run, "
     "or write a list as rounds=[a,b]",
     (
         "base",

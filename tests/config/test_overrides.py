@@ -88,7 +88,7 @@ def test_absurd_values_end_in_an_error_or_a_value(text: str) -> None:
     "text", ["a=1,2", "a=choice(1,2)", "a=range(1,3)", "a=interval(0,1)", "a=glob(*)", "data=a,b"]
 )
 def test_sweeps_are_sent_to_the_sweep_command(text: str) -> None:
-    with pytest.raises(ConfigError, match="use `fedsim sweep"):
+    with pytest.raises(ConfigError, match="asks for several runs"):
         parse([text])
 
 

@@ -30,7 +30,8 @@ import pytest
 
 from fedsim.config import compose
 from fedsim.results import RunFolder
-from fedsim.simulation import Run, Simulation
+from fedsim.run import Run
+from fedsim.simulation import Simulation
 
 HERE = Path(__file__)
 SMALL = ["device=cpu", "rounds=30", "checkpoint.every=3", "evaluation.every=5"]

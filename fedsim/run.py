@@ -1,0 +1,129 @@
+"""A simulation tied to its run folder: started, resumed, extended, interrupted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fedsim import foreign
+from fedsim.errors import ConfigError, ResumeError
+from fedsim.records import Params
+from fedsim.results import RunFolder, command_line, environment
+from fedsim.rounds import RoundLoop, RoundReport
+from fedsim.simulation import Simulation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A simulation tied to its run folder: fresh, or resumed from its latest checkpoint.
+
+    Attributes:
+        simulation: What to run.
+        folder: Where.
+        stop: Asked after each round; true ends the run there, with a checkpoint.
+        extend: Go on until this round, which is later than planned; None to keep to the plan.
+    """
+
+    simulation: Simulation
+    folder: RunFolder
+    stop: Callable[[], bool] = lambda: False
+    extend: int | None = None
+
+    def start(self) -> Iterator[RoundReport]:
+        """Run from the beginning, yielding a report after each round."""
+        with self.folder.lock():
+            yield from self._start()
+
+    def resume(self) -> Iterator[RoundReport]:
+        """Go on from the latest checkpoint; from the beginning if there is none.
+
+        Raises:
+            ResumeError: Something in the run folder is not what the run wrote.
+            ConfigError: `extend` is not later than planned.
+        """
+        with self.folder.lock():
+            saved = self.folder.load_checkpoint()
+            if saved is None:
+                self._plan(self.simulation.last_round)
+                yield from self._start()
+                return
+            self._plan(max(self.simulation.last_round, saved.last_round))
+            loop = self.simulation.loop
+            foreign.restore(self.simulation.strategy, saved.state)
+            yield from self._rounds(loop, self._model(saved.params), saved.server_round)
+
+    def _start(self) -> Iterator[RoundReport]:
+        simulation = self.simulation
+        loop = simulation.loop  # everything is built, and checked, before anything is written
+        self.folder.write_start(
+            environment=environment(simulation.device, simulation.settings.seed, command_line()),
+            partition=simulation.describe_partition(),
+            privacy=simulation.estimator.statement(),
+        )
+        params = simulation.runtime.initial_params()
+        self._save(0, params)  # from here on, what was written is covered
+        yield from self._rounds(loop, params, done=0)
+
+    def _plan(self, last_round: int) -> None:
+        """Settle how far the run goes, before the loop is built."""
+        if self.extend is not None and self.extend < last_round:
+            raise ConfigError(
+                f"--extend rounds={self.extend}: the run goes to round {last_round} already; only "
+                f"a larger number is allowed, e.g. --extend rounds={2 * last_round}"
+            )
+        self.simulation.last_round = self.extend or last_round
+
+    def _model(self, saved: Params) -> Params:
+        """Return a saved model in the order of this run's, on its device.
+
+        The order counts: some strategies add up norms over all arrays.
+        """
+        runtime = self.simulation.runtime
+        shapes = {name: tensor.shape for name, tensor in runtime.initial_params().items()}
+        if shapes != {name: tensor.shape for name, tensor in saved.items()}:
+            raise ResumeError(
+                f"the checkpoint in {self.folder.path} holds another model than the scenario "
+                "builds; was the code changed?"
+            )
+        params = runtime.received(saved)
+        return {name: params[name] for name in shapes}
+
+    def _rounds(self, loop: RoundLoop, params: Params, done: int) -> Iterator[RoundReport]:
+        if done >= loop.last_round and self.folder.ended:
+            return
+        self.folder.reopen()
+        every, last = self.simulation.settings.checkpoint.every, done
+        model = params
+        for model, report in loop.run(params, done):
+            for detail in report.details:
+                log.warning("round %d: %s", report.server_round, detail)
+            self.folder.append(report)
+            last = report.server_round
+            stopping = self.stop()
+            # Round 0 was saved before it was evaluated; a resumed run does that again.
+            if last and (last % every == 0 or last == loop.last_round or stopping):
+                self._save(last, model)
+            yield report
+            if stopping:
+                break
+        summary: dict[str, Any] = {
+            "status": "finished" if last >= loop.last_round else "interrupted",
+            "server_round": last,
+            "last_round": loop.last_round,
+            "smoke": self.simulation.smoke is not None,
+        }
+        self.folder.write_end(model, summary)
+
+    def _save(self, server_round: int, params: Params) -> None:
+        simulation = self.simulation
+        self.folder.save_checkpoint(
+            server_round,
+            simulation.last_round,
+            params,
+            foreign.state_of(simulation.strategy),
+            simulation.settings.checkpoint.keep,
+        )
