@@ -14,10 +14,13 @@ HOME = Path(__file__).parents[1]
 
 
 def start(*path: Path, home: Path = HOME) -> subprocess.CompletedProcess[str]:
-    """Import fedsim in a fresh interpreter with some folders before fedsim's own on the path."""
+    """Import fedsim in a fresh interpreter with some folders before fedsim's own on the path.
+
+    Without site-packages (-S): an editable install would lend its own siblings.
+    """
     places = os.pathsep.join(map(str, [*path, home]))
     return subprocess.run(
-        [sys.executable, "-c", "import fedsim, sys; print('torch' in sys.modules)"],
+        [sys.executable, "-S", "-c", "import fedsim, sys; print('torch' in sys.modules)"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": places, "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
