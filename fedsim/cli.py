@@ -150,9 +150,10 @@ def list_(
 
         if keys or any("=" in word for word in words or []):
             from fedsim.config import compose
+            from fedsim.config.keys import keys as keys_of
 
             scenario, rest = _scenario(words)
-            rows = catalog.keys(compose(scenario, rest))
+            rows = keys_of(compose(scenario, rest))
             if as_json:
                 typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], default=str))
                 return

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim import guest, seeds
+from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.participation.base import Schedule
 from fedsim.records import Params, is_finite, to_record, to_tensors
@@ -174,14 +174,14 @@ class RoundLoop:
             return nullcontext(True)  # it asks the schedule itself
         key = seeds.sequence(self.seed, server_round, seeds.SERVER, "flower-sampling")
         clients, patience = self.schedule.select(server_round), self.admission.timeout_s
-        return guest.participants(self.strategy, kind, self.grid, clients, key, patience)
+        return third_party.participants(self.strategy, kind, self.grid, clients, key, patience)
 
     def _failures(
         self, server_round: int, replies: AdmittedReplies
     ) -> AbstractContextManager[None]:
         if isinstance(self.strategy, FedsimStrategy):
             return nullcontext()  # what fails there is our bug, and deserves its traceback
-        return guest.failures(self.strategy, server_round, replies)
+        return third_party.failures(self.strategy, server_round, replies)
 
     def _record(self, params: Params) -> ArrayRecord:
         return to_record(params, zero_copy=bool(getattr(self.grid, "zero_copy", False)))
@@ -196,11 +196,13 @@ class RoundLoop:
         new, result = to_tensors(arrays), {}
         for name, like in params.items():
             if name not in new or new[name].shape != like.shape:
-                raise guest.StrategyError(f"{who} returned no array '{name}' of {list(like.shape)}")
+                raise third_party.StrategyError(
+                    f"{who} returned no array '{name}' of {list(like.shape)}"
+                )
             tensor = new[name] if like.is_floating_point() else new[name].round()
             result[name] = tensor.to(like.device, like.dtype)
             if not is_finite(result[name]):
-                raise guest.StrategyError(
+                raise third_party.StrategyError(
                     f"{who} made a model that is not finite (array '{name}') out of finite "
                     "replies; lower the learning rates (strategy, client), or use a strategy that "
                     "stands outliers, e.g. strategy=fedmedian"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim import foreign
+from fedsim import third_party
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.records import Params
 from fedsim.results import RunFolder, command_line, environment
@@ -53,7 +53,7 @@ class Run:
                 return
             self._plan(max(self.simulation.last_round, saved.last_round))
             loop = self.simulation.loop
-            foreign.restore(self.simulation.strategy, saved.state)
+            third_party.restore(self.simulation.strategy, saved.state)
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
     def _start(self) -> Iterator[RoundReport]:
@@ -124,6 +124,6 @@ class Run:
             server_round,
             simulation.last_round,
             params,
-            foreign.state_of(simulation.strategy),
+            third_party.state_of(simulation.strategy),
             simulation.settings.checkpoint.keep,
         )

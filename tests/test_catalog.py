@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from fedsim import catalog
 from fedsim.config import compose
+from fedsim.config.keys import keys
 from fedsim.config.specs import check, expand
 
 TOY = Path(__file__).parent / "assets" / "toylab"
@@ -69,7 +70,7 @@ def test_listing_imports_neither_torch_nor_hydra() -> None:
 
 def test_keys_tell_type_default_and_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(TOY))
-    found = {k.path: k for k in catalog.keys(compose("private", ["rounds=9"], root=ROOT))}
+    found = {k.path: k for k in keys(compose("private", ["rounds=9"], root=ROOT))}
     rounds = found["rounds"]
     assert (rounds.type, rounds.default, rounds.value) == ("int in [1, 4294967296)", 50, 9)
     assert rounds.description == "How many rounds to run."

@@ -9,11 +9,11 @@ import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
-from fedsim import foreign
+from fedsim import third_party
 from fedsim.admission import Admission, ClientError
 from fedsim.errors import FedsimError, TooFewClientsError
-from fedsim.guest import StrategyError
 from fedsim.rounds import Evaluation, RoundReport
+from fedsim.third_party import StrategyError
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg
@@ -203,7 +203,7 @@ def test_ten_rounds_are_five_and_five(make):
     first = make()
     params, before = run(first, masks, rounds=5)
     second = make()
-    foreign.restore(second, foreign.state_of(first))
+    third_party.restore(second, third_party.state_of(first))
     params, after = run(second, masks, params=params, done=5)
     assert equal(params, whole)
     rounds = [report.server_round for report in (*before, *after)]

@@ -8,11 +8,11 @@ import torch
 from flwr.app import Array
 from torch import Tensor
 
-from fedsim import foreign
+from fedsim import third_party
 from fedsim.errors import ResumeError
-from fedsim.guest import StrategyError
 from fedsim.participation.base import Schedule
 from fedsim.strategy import FedsimStrategy
+from fedsim.third_party import StrategyError
 from tests.contract._discover import FLOWERS, NAMES, OURS, make, spec
 from tests.faults._bad import BAD
 from tests.strategies._toy import Masks, ToyGrid, equal, everyone, finish, loop, quadratic
@@ -124,12 +124,12 @@ def test_state_round_trip(name):
     whole, _ = run(make(name), masks)
     first = make(name)
     params, _ = run(first, masks, rounds=3)
-    state = foreign.state_of(first)
+    state = third_party.state_of(first)
     second = make(name)
     if isinstance(second, FedsimStrategy):
         second.load_state_dict({key: _copy(value) for key, value in state.items()})
     else:
-        foreign.restore(second, state)
+        third_party.restore(second, state)
     run(first, masks, params=params, done=3)  # the old object going on must not reach the new one
     resumed, _ = run(second, masks, params=params, done=3)
     assert equal(resumed, whole)
@@ -144,7 +144,7 @@ def _copy(value):
 def test_state_is_arrays_and_numbers(name):
     strategy = make(name)
     run(strategy, masks_of(3))
-    for key, value in foreign.state_of(strategy).items():
+    for key, value in third_party.state_of(strategy).items():
         assert isinstance(key, str)
         assert isinstance(value, (Tensor, np.ndarray, int, float))
         if isinstance(value, np.ndarray):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fedsim.admission import Admission, ClientError
-from fedsim.guest import StrategyError
 from fedsim.records import NUM_EXAMPLES, Chunk
+from fedsim.third_party import StrategyError
 from tests.contract._discover import FLOWERS, NAMES, OURS, make
 from tests.faults._bad import BAD, CASES, Bomb, poisoned, with_x
 from tests.strategies._toy import (

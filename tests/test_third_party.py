@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedsim import catalog, foreign
+from fedsim import catalog, third_party
 from fedsim.checkpoint import Checkpoint, load_latest, save
 from fedsim.config import build_part, compose
 from fedsim.errors import ResumeError
@@ -71,9 +71,9 @@ def test_every_strategy_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
     for params, report in loop.run(simulation.runtime.initial_params()):  # noqa: B007
         if report.server_round == 3:
             break
-    params, state = through_disk(tmp_path, params, foreign.state_of(loop.strategy))
+    params, state = through_disk(tmp_path, params, third_party.state_of(loop.strategy))
     again = fresh_loop(simulation)
-    foreign.restore(again.strategy, state)
+    third_party.restore(again.strategy, state)
     resumed = [params for params, _ in again.run(params, 3)]
 
     assert len(resumed) == 3
@@ -121,8 +121,8 @@ class Odd(FedAvg):
 def test_state_of_every_kind_comes_back(tmp_path: Path) -> None:
     odd, fresh = Odd(), Odd()
     odd.advance()
-    _, state = through_disk(tmp_path, {}, foreign.state_of(odd))
-    foreign.restore(fresh, state)
+    _, state = through_disk(tmp_path, {}, third_party.state_of(odd))
+    third_party.restore(fresh, state)
     assert fresh.count == 2**70
     assert fresh.flag is True
     for name in ("rate", "small"):
@@ -149,7 +149,7 @@ def test_state_of_every_kind_comes_back(tmp_path: Path) -> None:
 def test_restored_arrays_may_be_written_to_and_are_not_shared() -> None:
     odd, fresh = Odd(), Odd()
     odd.advance()
-    foreign.restore(fresh, foreign.state_of(odd))
+    third_party.restore(fresh, third_party.state_of(odd))
     fresh.scalar += 1
     fresh.pair[1][0] = 9
     assert float(odd.scalar) == 2.5
@@ -158,9 +158,9 @@ def test_restored_arrays_may_be_written_to_and_are_not_shared() -> None:
 
 def test_functions_and_texts_are_left_to_the_scenario() -> None:
     strategy = FedAvg(arrayrecord_key="mine")
-    state = foreign.state_of(strategy)
+    state = third_party.state_of(strategy)
     fresh = FedAvg(arrayrecord_key="other")
-    foreign.restore(fresh, state)
+    third_party.restore(fresh, state)
     assert fresh.arrayrecord_key == "other"
     assert fresh.train_metrics_aggr_fn is not None
 
@@ -173,7 +173,7 @@ def test_a_wrapper_carries_what_it_wraps() -> None:
     before, after = wrapped(), wrapped()
     assert isinstance(before.strategy, FedAdam)
     before.strategy.v_t = {"w": np.arange(2.0)}
-    foreign.restore(after, foreign.state_of(before))
+    third_party.restore(after, third_party.state_of(before))
     assert isinstance(after.strategy, FedAdam)
     assert after.strategy.v_t is not None
     assert after.strategy.v_t["w"].tolist() == [0.0, 1.0]
@@ -181,10 +181,10 @@ def test_a_wrapper_carries_what_it_wraps() -> None:
 
 def test_the_state_of_another_strategy_is_refused() -> None:
     with pytest.raises(ResumeError, match="FedAvg has no attribute 'beta_1'"):
-        foreign.restore(FedAvg(), foreign.state_of(FedAdam()))
+        third_party.restore(FedAvg(), third_party.state_of(FedAdam()))
     with pytest.raises(ResumeError, match="no state of FedAvg"):
-        foreign.restore(FedAvg(), {"last": np.zeros(3)})
+        third_party.restore(FedAvg(), {"last": np.zeros(3)})
     odd, other = Odd(), Odd()
     other.inner = None  # type: ignore[assignment]
     with pytest.raises(ResumeError, match=r"Odd\.inner is no strategy any more"):
-        foreign.restore(other, foreign.state_of(odd))
+        third_party.restore(other, third_party.state_of(odd))
