@@ -1,17 +1,12 @@
 """What there is to choose from: scenarios, and the parts of each group, read from their YAML files.
 
-`fedsim list`, shell completion and `--help` use this file, so it imports the standard library only;
-`keys` alone looks into the targets themselves, and imports them when it is called.
+`fedsim list` and `--help` use this file, so it imports the standard library only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 ROOT = Path(__file__).resolve().parent.parent / "scenarios"
 """The packaged scenarios; they sit beside `fedsim` in every kind of install."""

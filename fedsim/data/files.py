@@ -33,7 +33,7 @@ def find(root: str | None, folder: str, names: Sequence[str], published: str) ->
     Raises:
         DataError: No data folder is set, or none of the files exists in it.
     """
-    base = _data_root(root, names)
+    base = _data_root(root, names, published)
     places = [base / folder, base]
     for place in places:
         for name in names:
@@ -50,14 +50,15 @@ def find(root: str | None, folder: str, names: Sequence[str], published: str) ->
     )
 
 
-def _data_root(root: str | None, names: Sequence[str]) -> Path:
+def _data_root(root: str | None, names: Sequence[str], published: str) -> Path:
     if root is None and all(Path(name).is_absolute() for name in names):
         return Path("/")  # unused: an absolute name replaces whatever it is joined to
     chosen = root if root is not None else os.environ.get("FEDSIM_DATA", "")
     if not chosen:
         raise DataError(
-            f"data: file '{names[0]}' is needed, and no data folder is set; set the environment "
-            "variable FEDSIM_DATA to the folder that holds it, or give data.root=FOLDER"
+            f"data: file '{names[0]}' is needed, and no data folder is set to look for it in. "
+            f"{published}. Set the environment variable FEDSIM_DATA to the folder that holds it, "
+            "or give data.root=FOLDER"
         )
     try:
         return Path(chosen).expanduser()
