@@ -30,6 +30,33 @@ def by_owner(owner_M: np.ndarray, num_clients: int, rng: np.random.Generator) ->
     return ArrayPartition(order, offsets(np.bincount(owner, minlength=num_clients)))
 
 
+def draw_by_class(
+    labels: np.ndarray,
+    num_clients: int,
+    min_size: int,
+    draw: Callable[[np.ndarray], np.ndarray],
+    rng: np.random.Generator,
+) -> ArrayPartition:
+    """Deal every sample out by counts per client and class that are drawn until all have enough.
+
+    Args:
+        labels: int64 `[M]`.
+        num_clients: N.
+        min_size: Samples that every client must get; 0 allows empty clients.
+        draw: Class sizes `[C]` -> counts `[N, C]`, whose columns add up to them.
+        rng: Which samples of a class go where.
+
+    Raises:
+        ConfigError: There are fewer samples than clients, or no draw met `min_size`.
+    """
+    if min_size > 0:
+        check_enough(len(labels), num_clients)
+    _, label_M = np.unique(labels, return_inverse=True)
+    size_C = np.bincount(label_M)
+    count_NC = large_enough(lambda: draw(size_C), min_size)
+    return by_class_counts(label_M, count_NC, rng)
+
+
 def by_class_counts(
     label_M: np.ndarray, count_NC: np.ndarray, rng: np.random.Generator
 ) -> ArrayPartition:

@@ -17,6 +17,7 @@ after a bounded number of draws, not an endless loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -44,12 +45,8 @@ class Dirichlet(PartitionPart):
 
     def split(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
         """See `PartitionPart.split`. Fails where no draw meets `min_size`."""
-        if self.min_size > 0:
-            assign.check_enough(len(dataset.train_y), self.num_clients)
-        _, label_M = np.unique(dataset.labels(), return_inverse=True)
-        size_C = np.bincount(label_M)
-        count_NC = assign.large_enough(lambda: self._draw(size_C, rng), self.min_size)
-        return assign.by_class_counts(label_M, count_NC, rng)
+        labels, draw = dataset.labels(), partial(self._draw, rng=rng)
+        return assign.draw_by_class(labels, self.num_clients, self.min_size, draw, rng)
 
     def _draw(self, size_C: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         share_NC = rng.dirichlet(np.full(self.num_clients, self.alpha), len(size_C)).T

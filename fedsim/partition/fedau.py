@@ -16,6 +16,7 @@ Differs from the paper: the samples of a class are shuffled before they are cut.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -40,12 +41,8 @@ class FedAUPartition(PartitionPart):
 
     def split(self, dataset: Dataset, rng: np.random.Generator) -> Partition:
         """See `PartitionPart.split`. Fails where no draw meets `min_size`."""
-        if self.min_size > 0:
-            assign.check_enough(len(dataset.train_y), self.num_clients)
-        _, label_M = np.unique(dataset.labels(), return_inverse=True)
-        size_C = np.bincount(label_M)
-        count_NC = assign.large_enough(lambda: self._draw(size_C, rng), self.min_size)
-        return assign.by_class_counts(label_M, count_NC, rng)
+        labels, draw = dataset.labels(), partial(self._draw, rng=rng)
+        return assign.draw_by_class(labels, self.num_clients, self.min_size, draw, rng)
 
     def _draw(self, size_C: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         mix_NC = rng.dirichlet(np.full(len(size_C), self.alpha), self.num_clients)
