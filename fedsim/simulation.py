@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from fedsim import seeds
+from fedsim import seeds, third_party
 from fedsim.client.gradient import GradientEstimator
-from fedsim.client.half import ClientHalf
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
@@ -201,8 +200,8 @@ class Simulation:
     @cached_property
     def runtime(self) -> ClientRuntime:
         """The client side of the run."""
-        ours = isinstance(self.strategy, FedsimStrategy)
-        half = cast(FedsimStrategy, self.strategy).client_half if ours else ClientHalf()
+        ours = self.strategy if isinstance(self.strategy, FedsimStrategy) else None
+        half = ours.client_half if ours else third_party.half_for(self.strategy)
         return ClientRuntime(
             dataset=self.dataset,
             partition=self.partition,

@@ -16,11 +16,13 @@ from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
     FedAvg,
+    FedProx,
     Strategy,
 )
 
 from fedsim import catalog, third_party
 from fedsim.checkpoint import Checkpoint, load_latest, save
+from fedsim.client import ClientContext
 from fedsim.config import build_part, compose
 from fedsim.errors import ResumeError
 from fedsim.records import Params
@@ -188,3 +190,38 @@ def test_the_state_of_another_strategy_is_refused() -> None:
     other.inner = None  # type: ignore[assignment]
     with pytest.raises(ResumeError, match=r"Odd\.inner is no strategy any more"):
         third_party.restore(other, third_party.state_of(odd))
+
+
+# --- clients ---------------------------------------------------------------------------------
+
+
+def weights_of(*overrides: str) -> np.ndarray:
+    words = ["rounds=3", "client.epochs=2", "precision=float64", *overrides]
+    simulation = Simulation(compose("quickstart", words))
+    *_, (params, _) = simulation.loop.run(simulation.runtime.initial_params())
+    return np.concatenate([tensor.numpy().ravel() for tensor in params.values()])
+
+
+def test_flowers_fedprox_gets_its_proximal_term() -> None:
+    """μ = 0 is FedAvg; with μ > 0 both engines agree and differ from it."""
+    fedavg = weights_of("strategy=flower_fedavg")
+    none = weights_of("strategy=fedprox", "strategy.proximal_mu=0")
+    assert np.allclose(none, fedavg, rtol=0, atol=1e-15)
+    some = [weights_of("strategy=fedprox", f"engine={e}") for e in ("cohort", "in_process")]
+    assert np.linalg.norm(some[0] - fedavg) > 1e-3
+    assert np.allclose(*some, rtol=0, atol=1e-12)
+
+
+def test_the_proximal_term_by_hand() -> None:
+    half = third_party.half_for(FedProx(proximal_mu=0.5))
+    context = ClientContext(
+        task="regression",
+        model=lambda params, x: x,
+        start={"w": torch.tensor([1.0, 2.0])},
+        arrays={},
+        server_round=1,
+        lr=0.1,
+        steps=1,
+    )
+    moved = half.correct({"w": torch.tensor([10.0, 0.0])}, {"w": torch.tensor([3.0, 2.0])}, context)
+    assert moved["w"].tolist() == [11.0, 0.0]
