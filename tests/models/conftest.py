@@ -10,14 +10,6 @@ from fedsim.data.dataset import Dataset, Task
 MakeDataset = Callable[..., Dataset]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def images() -> MakeDataset:
     def make(*shape: int, outputs: int = 10, task: Task = "classification", n: int = 6) -> Dataset:
