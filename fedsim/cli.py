@@ -7,11 +7,8 @@ Exit codes: 0 done, 2 configuration error, 3 budget reached, 4 too few clients, 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
-import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -204,31 +201,22 @@ def main(
 
 def _go(run: Run, as_json: bool, *, resume: bool) -> None:
     """Drive a run to its end, show it, write its report; exit 130 if it was interrupted."""
+    from fedsim.drive import drive, how_to_resume
     from fedsim.progress import display
-    from fedsim.report.html import write_report
 
-    path = run.folder.path
-    with _Interrupt() as interrupt, _quick_collections(), _logged(path):
+    with _Interrupt() as interrupt:
         run.stop = interrupt
-        last = None
-        with display(as_json=as_json) as shown:
-            for last in run.resume() if resume else run.start():
-                shown.show(last, run.simulation.last_round)
-        if not as_json:
-            typer.echo(f"privacy: {run.simulation.estimator.statement()}\nrun:     {path}")
-        written = write_report(path)
-        if not as_json:
-            typer.echo(f"report:  {written}")
+        last = drive(run, display(as_json=as_json), resume=resume)
+    if not as_json:
+        path = run.folder.path
+        typer.echo(f"privacy: {run.simulation.estimator.statement()}\nrun:     {path}")
+        typer.echo(f"report:  {path / 'report.html'}")
     if last is None:
-        done = f"nothing to do: the run has finished; {_resume(path)} --extend rounds=N goes on"
+        done = f"nothing to do: the run has finished; {how_to_resume(run)} --extend rounds=N goes on"
         typer.echo(done, err=as_json)
     elif last.server_round < run.simulation.last_round:
-        typer.echo(f"interrupted; go on with: {_resume(path)}", err=True)
+        typer.echo(f"interrupted; go on with: {how_to_resume(run)}", err=True)
         raise typer.Exit(130)
-
-
-def _resume(path: Path) -> str:
-    return f"fedsim resume {shlex.quote(str(path))}"
 
 
 class _Interrupt:
@@ -253,42 +241,6 @@ class _Interrupt:
         self.asked = True
         # Not `typer.echo`: a handler may run in the middle of another write to the same stream.
         os.write(2, b"\nfinishing this round; press Ctrl-C again to stop at once\n")
-
-
-@contextmanager
-def _quick_collections() -> Iterator[None]:
-    """Keep the garbage collector from searching what is loaded by now.
-
-    Flower collects for each reply that it turns into NumPy arrays, at 0.2 s a time.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Log to the run's folder, and add to whatever ends the run early how to go on from there."""
-    logger = logging.getLogger("fedsim")
-    handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    except (KeyboardInterrupt, BrokenPipeError) as error:
-        error.add_note(f"go on from the latest checkpoint with: {_resume(path)}")
-        raise
-    except Exception as error:
-        logger.exception("the run ended with an error")
-        error.add_note(f"The traceback is in {path / 'log.txt'}")
-        raise
-    finally:
-        logger.propagate = propagate
-        logger.removeHandler(handler)
-        handler.close()
 
 
 def _scenario(words: Sequence[str] | None) -> tuple[str, list[str]]:

@@ -26,7 +26,8 @@ from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
-from fedsim.engines.base import EnginePart
+from fedsim.engines import recipe
+from fedsim.engines.base import EnginePart, IndexedGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.models.base import ModelPart
@@ -84,14 +85,18 @@ class Simulation:
     Args:
         config: The scenario.
         smoke: Cut it down; see `Smoke`.
+        flower_grid: Where Flower has started this run, the grid that leads to its nodes.
     """
 
-    def __init__(self, config: Config, smoke: Smoke | None = None) -> None:
+    def __init__(
+        self, config: Config, smoke: Smoke | None = None, flower_grid: Grid | None = None
+    ) -> None:
         quiet_flower()
         torch.set_num_threads(1)  # one thread per client: results do not depend on the machine
         self.config = config
         self.settings = config.settings
         self.smoke = smoke
+        self.flower_grid = flower_grid
         self.last_round = 1 if smoke else self.settings.rounds
 
     @cached_property
@@ -211,12 +216,23 @@ class Simulation:
             half=half,
             estimator=self.estimator,
             seed=self.settings.seed,
+            recipe=recipe.write(self.config, smoke=self.smoke is not None),
         )
 
     @cached_property
-    def grid(self) -> Grid:
+    def engine(self) -> EnginePart:
+        """What runs the clients."""
+        return self._part("engine", EnginePart)
+
+    @cached_property
+    def grid(self) -> IndexedGrid:
         """The engine's grid."""
-        return self._part("engine", EnginePart).grid(self.runtime)
+        return self.engine.grid(self.runtime, self.flower_grid)
+
+    def close(self) -> None:
+        """Give back what the engine holds beside memory."""
+        if "grid" in self.__dict__:
+            self.grid.close()
 
     @cached_property
     def loop(self) -> RoundLoop:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, Message
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsim import __version__
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate_client, train_client
+from fedsim.errors import ConfigError
 from fedsim.records import ARRAYS, CLIENT_ARRAYS, CONFIG, Params, reply_content, to_tensors
 
+INFO = "info"
+"""The query that a server asks every node once: who are you? (`RemoteGrid`)"""
 
-def make_client_app(runtime: ClientRuntime, *, zero_copy: bool) -> ClientApp:
+FindRuntime = Callable[[Context], ClientRuntime]
+"""Gives the client side of the run that a message's context belongs to."""
+
+
+def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
     """Return the client app of a scenario.
 
     The client knows its index from its node's `partition-id`, and the round from the message.
 
     Args:
-        runtime: Data, model and client half.
+        find: Gives data, model and client half.
         zero_copy: Reply with tensors instead of bytes; only inside one process.
     """
     app = ClientApp()
 
+    @app.query(INFO)
+    def info(message: Message, context: Context) -> Message:
+        answer = {"client-index": index_of(context), "version": __version__}
+        return Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        runtime = find(context)
         config = message.content.config_records[CONFIG]
         result = train_client(
             runtime,
-            client=int(context.node_config["partition-id"]),
+            client=index_of(context),
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             params=_params(runtime, message),
             client_arrays=_client_arrays(runtime, message),
@@ -36,11 +52,26 @@ def make_client_app(runtime: ClientRuntime, *, zero_copy: bool) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
+        runtime, client = find(context), index_of(context)
         metrics = evaluate_client(runtime, client=client, params=_params(runtime, message))
         return Message(reply_content(None, metrics, zero_copy=zero_copy), reply_to=message)
 
     return app
+
+
+def index_of(context: Context) -> int:
+    """Return the index of the client that a context belongs to.
+
+    Raises:
+        ConfigError: Its node was started without one.
+    """
+    index = context.node_config.get("partition-id")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise ConfigError(
+            f"partition-id: {index!r} is no client index; start the SuperNode with "
+            "--node-config 'partition-id=K', K = 0, 1, ... one per device"
+        )
+    return index
 
 
 def _params(runtime: ClientRuntime, message: Message) -> Params:

@@ -31,6 +31,8 @@ class ClientRuntime:
         model: The module that gives the architecture; its own weights are never read after set-up.
         work, half, estimator: What a client does; see their classes.
         seed: The scenario's.
+        recipe: What rebuilds this runtime in another process (`fedsim.engines.recipe`); empty where
+            it was put together by hand.
     """
 
     dataset: Dataset
@@ -41,6 +43,7 @@ class ClientRuntime:
     half: ClientHalf
     estimator: GradientEstimator
     seed: int
+    recipe: str = ""
     trainable: tuple[str, ...] = field(init=False)
     dtypes: dict[str, torch.dtype] = field(init=False)
     drops: bool = field(init=False)

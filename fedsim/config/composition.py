@@ -81,12 +81,15 @@ class Config:
         return f"{head}{json.dumps(self.overrides)}\n{body}"
 
     @classmethod
-    def from_yaml(cls, text: str, label: str = "config.yaml") -> Config:
+    def from_yaml(
+        cls, text: str, label: str = "config.yaml", changes: Sequence[Change] = ()
+    ) -> Config:
         """Read what `to_yaml` wrote, and check it again.
 
         Args:
             text: The file's content.
             label: The file's name, for messages.
+            changes: Values that hold here instead of those in the file.
 
         Raises:
             ConfigError: It is not a configuration, or no longer a valid one.
@@ -101,7 +104,7 @@ class Config:
             raise ConfigError(f"{label}: its first two lines are damaged: {error}") from error
         if not all(isinstance(item, str) for item in (scenario, *overrides)):
             raise ConfigError(f"{label}: its first two lines are damaged: expected text")
-        return cls(scenario, overrides, assemble(tree, (), lambda path: label))
+        return cls(scenario, overrides, assemble(tree, changes, lambda path: label))
 
 
 def compose(scenario: str, overrides: Sequence[str] = (), *, root: Path | None = None) -> Config:

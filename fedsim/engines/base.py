@@ -1,4 +1,4 @@
-"""What the in-process engines share: virtual node ids, contexts, and Flower's `Grid` contract."""
+"""What the engines share: node ids that follow from client indices, and Flower's `Grid` contract."""
 
 from __future__ import annotations
 
@@ -18,25 +18,32 @@ class EnginePart(Part, abc.ABC):
     """An engine, as the `engine` group of a scenario names it."""
 
     @abc.abstractmethod
-    def grid(self, runtime: ClientRuntime) -> LocalGrid:
-        """Make the grid that runs this scenario's clients."""
+    def grid(self, runtime: ClientRuntime, flower_grid: Grid | None = None) -> IndexedGrid:
+        """Make the grid that runs this scenario's clients.
+
+        Args:
+            runtime: The client side of the run.
+            flower_grid: Where Flower has started the run, the grid that leads to its nodes.
+
+        Raises:
+            ConfigError: This engine cannot run here, or not in this way.
+        """
 
 
-class LocalGrid(Grid):
-    """A Flower `Grid` whose nodes are virtual clients of this process.
+class IndexedGrid(Grid):
+    """A Flower `Grid` that addresses clients by their index, whatever runs behind it.
 
-    Node ids follow from client indices, so that a population of any size costs nothing.
+    Node ids follow from client indices, so that a population of any size costs nothing, and that a
+    strategy which samples node ids by itself samples the same clients on every engine.
     """
 
-    zero_copy = True
-    """Records may carry tensors instead of bytes."""
+    zero_copy = False
+    """Whether records may carry tensors instead of bytes."""
 
-    def __init__(self, runtime: ClientRuntime) -> None:
-        self.runtime = runtime
-        self.num_clients = runtime.partition.num_clients
-        self._run = make_run()
+    def __init__(self, num_clients: int, run: Run) -> None:
+        self.num_clients = num_clients
+        self._run = run
         self._available: np.ndarray | None = None
-        self._states: dict[int, RecordDict] = {}
         self._inbox: dict[str, Message] = {}
         self._pushed = 0
 
@@ -55,22 +62,8 @@ class LocalGrid(Grid):
         """
         self._available = client_index
 
-    def context(self, client: int) -> Context:
-        """Return one client's Flower context, with a copy of the state that was kept last."""
-        return Context(
-            run_id=self._run.run_id,
-            node_id=client + FIRST_NODE_ID,
-            node_config={"partition-id": client, "num-partitions": self.num_clients},
-            state=isolate(self._states.get(client, RecordDict())),
-            run_config={},
-        )
-
-    def keep_state(self, client: int, context: Context) -> None:
-        """Keep what a client app left in its context's state, for its next message."""
-        if context.state:
-            self._states[client] = context.state
-        else:
-            self._states.pop(client, None)
+    def close(self) -> None:
+        """Give back what the engine holds beside memory; nothing may be sent afterwards."""
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -108,6 +101,34 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._inbox.pop(i) for i in message_ids if i in self._inbox]
+
+
+class LocalGrid(IndexedGrid):
+    """A grid whose clients are virtual ones of this process."""
+
+    zero_copy = True
+
+    def __init__(self, runtime: ClientRuntime) -> None:
+        super().__init__(runtime.partition.num_clients, make_run())
+        self.runtime = runtime
+        self._states: dict[int, RecordDict] = {}
+
+    def context(self, client: int) -> Context:
+        """Return one client's Flower context, with a copy of the state that was kept last."""
+        return Context(
+            run_id=self._run.run_id,
+            node_id=client + FIRST_NODE_ID,
+            node_config={"partition-id": client, "num-partitions": self.num_clients},
+            state=isolate(self._states.get(client, RecordDict())),
+            run_config={},
+        )
+
+    def keep_state(self, client: int, context: Context) -> None:
+        """Keep what a client app left in its context's state, for its next message."""
+        if context.state:
+            self._states[client] = context.state
+        else:
+            self._states.pop(client, None)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 import torch
 from flwr.app import Message
+from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedsim.client.app import make_client_app
@@ -56,7 +57,7 @@ class Cohort(EnginePart):
     chunk: Annotated[int, Range(ge=1)] | None = None
     plan: PlanName = "auto"
 
-    def grid(self, runtime: ClientRuntime) -> CohortGrid:
+    def grid(self, runtime: ClientRuntime, flower_grid: Grid | None = None) -> CohortGrid:
         return CohortGrid(runtime, chunk=self.chunk, plan=self.plan)
 
 
@@ -66,7 +67,7 @@ class CohortGrid(InProcessGrid):
     def __init__(
         self, runtime: ClientRuntime, *, chunk: int | None = None, plan: PlanName = "auto"
     ) -> None:
-        super().__init__(make_client_app(runtime, zero_copy=True), runtime)
+        super().__init__(make_client_app(lambda _: runtime, zero_copy=True), runtime)
         self.trainer, self.plan, self.why = choose_trainer(runtime, plan)
         self.chunk = chunk or (default_chunk(runtime) if self.trainer is not None else 1)
         if self.why:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
 from fedsim.client.app import make_client_app
 from fedsim.client.runtime import ClientRuntime
@@ -27,8 +28,8 @@ class InProcess(EnginePart):
 
     wire_check: bool = False
 
-    def grid(self, runtime: ClientRuntime) -> InProcessGrid:
-        app = make_client_app(runtime, zero_copy=not self.wire_check)
+    def grid(self, runtime: ClientRuntime, flower_grid: Grid | None = None) -> InProcessGrid:
+        app = make_client_app(lambda _: runtime, zero_copy=not self.wire_check)
         return InProcessGrid(app, runtime, zero_copy=not self.wire_check)
 
 

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.admission import AdmittedReplies
-from fedsim.engines.base import LocalGrid
+from fedsim.engines.base import IndexedGrid
 from fedsim.errors import FedsimError, TooFewClientsError
 
 
@@ -41,7 +41,7 @@ def participants(
     Args:
         strategy: Any but ours.
         kind: What they are asked for: `"train"` or `"evaluate"`.
-        grid: Virtual clients; or a grid of real ones, which are all participants.
+        grid: One of our engines; or any other, whose nodes are all participants.
         clients: The participants' indices.
         key: Of the draw.
         timeout_s: How long to wait for real clients.
@@ -50,7 +50,7 @@ def participants(
         TooFewClientsError: There are fewer than the strategy's minimum, for which it would wait.
     """
     minimum = _minimum(strategy, kind)
-    if not isinstance(grid, LocalGrid):
+    if not isinstance(grid, IndexedGrid):
         _wait(strategy, kind, grid, minimum, timeout_s)
         yield True
         return
