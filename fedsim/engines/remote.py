@@ -122,10 +122,10 @@ class RemoteGrid(IndexedGrid):
         answer = reply.content.config_records.get(CONFIG, ConfigRecord())
         client, version = answer.get("client-index"), answer.get("version")
         if version != __version__:
-            return self._refuse(node, f"runs fedsim {version}, the server {__version__}")
+            return self._refuse(node, f"runs fedsim {version!r}, the server {__version__!r}")
         if not isinstance(client, int) or not 0 <= client < self.num_clients:
             allowed = f"0..{self.num_clients - 1}"
-            return self._refuse(node, f"says it is client {client}; allowed: {allowed}")
+            return self._refuse(node, f"says it is client {client!r}; allowed: {allowed}")
         before = self._node_of.get(client)
         if before is not None and before in self._here:
             # A device that was restarted counts as here under its old id, too, for a minute.
@@ -150,7 +150,9 @@ class RemoteGrid(IndexedGrid):
         )
         reasons = [f"\nnode {node} was left out: {why}" for node, why in self._refused.items()]
         silent = len(self._questions)
-        reasons += [f"\n{silent} connected nodes have not said which client they are"] * bool(silent)
+        reasons += [f"\n{silent} connected nodes have not said which client they are"] * bool(
+            silent
+        )
         return text + "".join(reasons[:5])
 
 
