@@ -54,8 +54,8 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> Path:
         folder=folder,
         extend=int(run_config["extend"]) or None,
     )
-    resume = (folder.path / "checkpoint").is_dir()
-    drive(run, server_lines.LogLines(), resume=resume)
+    # A folder that was made elsewhere is read and checked, whether the run has begun or not.
+    drive(run, server_lines.LogLines(), resume=bool(where) and not smoke)
     return folder.path
 
 

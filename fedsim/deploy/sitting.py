@@ -23,8 +23,10 @@ from fedsim.results import RunFolder
 
 log = logging.getLogger(__name__)
 
-DEPLOYED = ["engine=deployment", "checkpoint.every=1"]
+EVERY_ROUND = "checkpoint.every=1"
 """Over a scenario, under the user's overrides: a deployed round is too dear to be lost."""
+
+_ENGINE = "fedsim.engines.deployment.Deployment"
 
 
 class DeployedError(FedsimError):
@@ -94,8 +96,11 @@ def configure(scenario: str, overrides: Sequence[str], num_devices: int | None) 
     Raises:
         ConfigError: As `compose`; or the scenario cannot be met by so many devices.
     """
-    words = [*DEPLOYED, *overrides]
+    words = [EVERY_ROUND, *overrides]
     config = compose(scenario, words)
+    if not _is_deployed(config):
+        words = ["engine=deployment", *words]
+        config = compose(scenario, words)
     if num_devices is None:
         return config
     partition, participation = config.values["partition"], config.values["participation"]
@@ -131,11 +136,15 @@ def resumed_config(folder: RunFolder) -> Config:
         ResumeError: It was not deployed.
     """
     config = folder.config()
-    if config.values["engine"]["_target_"] != "fedsim.engines.deployment.Deployment":
+    if not _is_deployed(config):
         raise ResumeError(
             f"{folder.path} was not deployed; go on with: fedsim resume {folder.path}"
         )
     return config
+
+
+def _is_deployed(config: Config) -> bool:
+    return bool(config.values["engine"]["_target_"] == _ENGINE)
 
 
 @contextmanager

@@ -104,7 +104,9 @@ class RemoteGrid(IndexedGrid):
                 replies.append(_reply(reply, asked))
             if waiting and time.monotonic() > deadline:
                 late = sorted(self.client_index(m.metadata.dst_node_id) for m in waiting.values())
-                log.warning("no reply within %g s from %d clients: %s", timeout, len(late), late[:10])
+                log.warning(
+                    "no reply within %g s from %d clients: %s", timeout, len(late), late[:10]
+                )
                 break
             if waiting:
                 time.sleep(POLL_S)
