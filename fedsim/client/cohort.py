@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -40,7 +42,8 @@ class CohortTrainer:
         plan = make_plan(self.runtime, clients, server_round)
         device = plan.x.device
         order = torch.from_numpy(plan.order).to(device)
-        step = self.make_step(
+        make_step = partial(
+            self.make_step,
             self.runtime,
             weights=self._copies(params, len(clients)),
             start=params,
@@ -48,6 +51,10 @@ class CohortTrainer:
             steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
             server_round=server_round,
         )
+        gradient: Params = {}
+        if self.runtime.half.full_gradient:
+            gradient = self._full_gradients(plan.clients, server_round, make_step)
+        step = make_step(gradient=gradient)
         dropout = self.runtime.dropout(server_round, plan.clients.tolist())
         rows_SKB = torch.from_numpy(plan.rows).to(device)
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
@@ -67,6 +74,27 @@ class CohortTrainer:
                 TRAIN_LOSS: loss_K.cpu().numpy() / seen,
             },
         )
+
+    def _full_gradients(
+        self, clients: np.ndarray, server_round: int, make_step: StepFactory
+    ) -> Params:
+        """Return each client's gradient over all of its samples, at the model as received."""
+        step = make_step(gradient={})
+        plan = make_plan(self.runtime, clients, server_round, sweep=True)
+        # A step wants those still working in the first rows; these are in the order of theirs.
+        order = torch.from_numpy(plan.order).to(plan.x.device)
+        back = torch.argsort(order)
+        step.client_arrays = {name: rows[order] for name, rows in step.client_arrays.items()}
+        step.steps_K = step.steps_K[order]
+        total = {name: torch.zeros_like(w) for name, w in step.trained.items()}
+        share_SK = plan.lengths / np.maximum(plan.num_examples, 1)
+        for s, lengths in enumerate(plan.lengths):
+            active, width = int((lengths > 0).sum()), int(lengths.max())
+            index = torch.from_numpy(plan.rows[s, :active, :width]).to(plan.x.device)
+            share_A = torch.from_numpy(share_SK[s, :active]).to(plan.x.device, self._precision)
+            into = {name: rows[:active] for name, rows in total.items()}
+            step.add_gradient(into, plan.x[index], plan.y[index], lengths[:active], share_A)
+        return {name: rows[back] for name, rows in total.items()}
 
     def _copies(self, params: Params, count: int) -> Params:
         for name, tensor in params.items():
