@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import FedsimError, ResumeError
-from fedsim.records import Params
+from fedsim.records import Params, is_finite
 from fedsim.strategy import State
 
 DENSE_BYTES = 2**30
@@ -142,6 +142,9 @@ class ClientTable:
     def put(self, clients: np.ndarray, rows: Mapping[str, Tensor]) -> None:
         """Replace some clients' rows by `rows[name]`, `[K, ...]`; each client at most once.
 
+        A row that is not finite is not kept: what is made of a client's finite claims may overflow,
+        and would stay.
+
         Raises:
             TableSpaceError: The disk is full.
         """
@@ -151,6 +154,9 @@ class ClientTable:
         new_KW = torch.zeros(len(clients), self._words, dtype=torch.int64)
         for name, column in self._columns.items():
             column.of(new_KW).copy_(rows[name])
+        finite_K = self._finite(new_KW)
+        if not finite_K.all():
+            clients, new_KW = clients[finite_K], new_KW[torch.from_numpy(finite_K)]
         index_K = torch.from_numpy(clients)
         if self.keeps_total:
             known_K = torch.from_numpy(self._seen_N[clients])
@@ -264,6 +270,17 @@ class ClientTable:
         self._file.truncate(count * self._words * _WORD)  # a hole: takes no room
         mapped = np.memmap(self._file, np.int64, "r+", shape=(count, self._words))
         self._rows_CW = torch.from_numpy(mapped)
+
+    def _finite(self, rows_KW: Tensor) -> np.ndarray:
+        """Return which rows are finite, bool `[K]`."""
+        columns = [c.of(rows_KW) for c in self._columns.values() if c.dtype.is_floating_point]
+        finite_K = np.ones(len(rows_KW), bool)
+        for rows in columns:
+            # One pass, as in `is_finite`; only rows whose sum is not finite are looked at again.
+            sums_K = rows.reshape(len(rows), -1).sum(1)
+            for row in np.flatnonzero(~torch.isfinite(sums_K).numpy()):
+                finite_K[row] &= is_finite(rows[row])
+        return finite_K
 
     def _read(self, index_K: Tensor, known_K: Tensor) -> Tensor:
         """Return copies of rows; those that were never written are zeros, and are not looked at."""

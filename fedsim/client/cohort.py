@@ -41,13 +41,12 @@ class CohortTrainer:
         """
         plan = make_plan(self.runtime, clients, server_round)
         device = plan.x.device
-        order = torch.from_numpy(plan.order).to(device)
         make_step = partial(
             self.make_step,
             self.runtime,
             weights=self._copies(params, len(clients)),
             start=params,
-            client_arrays={name: rows.to(device)[order] for name, rows in client_arrays.items()},
+            client_arrays=_in_order(client_arrays, plan.order, device),
             steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
             server_round=server_round,
         )
@@ -103,6 +102,15 @@ class CohortTrainer:
                 self._memory[name] = tensor.new_empty((count, *tensor.shape))
             self._memory[name][:count].copy_(tensor.expand(count, *tensor.shape))
         return {name: self._memory[name][:count] for name in params}
+
+
+def _in_order(columns: Params, order: np.ndarray, device: torch.device) -> Params:
+    """Return rows in another order; as they are, without a copy, where that is the order."""
+    rows = {name: column.to(device) for name, column in columns.items()}
+    if np.array_equal(order, np.arange(len(order))):
+        return rows
+    index = torch.from_numpy(order).to(device)
+    return {name: column[index] for name, column in rows.items()}
 
 
 @torch.no_grad()

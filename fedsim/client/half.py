@@ -37,6 +37,10 @@ class Batch:
     y: Tensor
 
 
+def _no_features(params: Params, x: Tensor, *, train: bool = True) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError("this context was made without a model whose layers are known")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClientContext:
     """What a client half may know during its local work.
@@ -66,7 +70,7 @@ class ClientContext:
     lr: float
     steps: int | Tensor
     momentum: float = 0.0
-    features: Callable[..., tuple[Tensor, Tensor]] | None = None
+    features: Callable[..., tuple[Tensor, Tensor]] = _no_features
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
 
     def scalar(self, value: float | Tensor) -> Tensor:
