@@ -26,6 +26,9 @@ from torch import Tensor
 Params = dict[str, Tensor]
 """A model (or any named set of tensors): name -> tensor."""
 
+PART_BYTES = 2**22
+"""How much of a chunk `Chunk.parts` gives at a time."""
+
 PayloadOf = Callable[[np.ndarray], Params]
 """Client indices `[K]` -> what is sent to these alone, name -> `[K, ...]`."""
 
@@ -198,10 +201,10 @@ class Instructions(Sequence[Message]):
     def __len__(self) -> int:
         return len(self.client_index)
 
-    def client_arrays(self, part: slice) -> Params:
-        """Return what differs by client, of some of them: name -> `[K, ...]`."""
+    def client_arrays(self, part: slice) -> Params | PayloadOf:
+        """Return what differs by client, of some of them, or the function that does."""
         if callable(self._client_arrays):
-            return self._client_arrays(self.client_index[part])
+            return self._client_arrays
         return {name: rows[part] for name, rows in self._client_arrays.items()}
 
     @overload
@@ -227,7 +230,8 @@ class Instructions(Sequence[Message]):
                 CONFIG: ConfigRecord({**self.config, "client-index": client}),
             }
         )
-        if own := self.client_arrays(slice(index, index + 1)):
+        own = self.client_arrays(slice(index, index + 1))
+        if own := own(self.client_index[index : index + 1]) if callable(own) else own:
             rows = {name: rows[0] for name, rows in own.items()}
             content[CLIENT_ARRAYS] = to_record(rows, zero_copy=self.zero_copy)
         return Message(
@@ -267,6 +271,25 @@ class Chunk:
     def weights(self, weighting: Literal["examples", "uniform"]) -> np.ndarray:
         """Return the replies' weights in a mean, by samples or all equal, float64 `[K]`."""
         return self.num_examples if weighting == "examples" else np.ones(len(self))
+
+    def parts(self) -> Iterator[Chunk]:
+        """Yield a few rows at a time (views, no copies), so that what is made of them is small.
+
+        Temporary tensors then stay in the cache, where those of a whole chunk would be new memory.
+        """
+        size = max(1, sum(t[0].nbytes for t in self.arrays.values()))
+        step = max(1, PART_BYTES // size)
+        if step >= len(self):
+            yield self
+            return
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
+            yield Chunk(
+                client_index=self.client_index[part],
+                arrays={name: t[part] for name, t in self.arrays.items()},
+                client_arrays={name: t[part] for name, t in self.client_arrays.items()},
+                metrics={name: column[part] for name, column in self.metrics.items()},
+            )
 
     def rows(self, keep: np.ndarray) -> Chunk:
         """Return the rows where `keep` (bool `[K]`) holds; the chunk itself if all do."""
@@ -389,6 +412,16 @@ class UpdateSum:
 
     def add(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> None:
         """Add K rows; `weights` is float64 `[K]`, `arrays[name]` is `[K, ...]`."""
+        for _ in self._add(arrays, weights):
+            pass
+
+    def add_updates(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> Params:
+        """Do as `add`, and return the updates W_k − x, `[K, ...]`, for who wants more of them."""
+        return {name: updates.view_as(arrays[name]) for name, updates in self._add(arrays, weights)}
+
+    def _add(
+        self, arrays: Mapping[str, Tensor], weights: np.ndarray
+    ) -> Iterator[tuple[str, Tensor]]:
         # Of weights that sum to at most 1, no sum of finite float32 rows overflows; dividing by a
         # power of two changes no other bit of it.
         scale = math.ldexp(1.0, math.frexp(float(np.abs(weights).sum()))[1])
@@ -398,6 +431,7 @@ class UpdateSum:
             updates = rows - x.flatten().to(rows.dtype)
             weights_K = torch.from_numpy(weights / scale).to(rows.device, rows.dtype)
             self.sums[name].add_((weights_K @ updates).view(x.shape), alpha=scale)
+            yield name, updates
         self.weight += float(weights.sum())
         self.count += len(weights)
 

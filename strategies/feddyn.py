@@ -32,12 +32,15 @@ DUALS = "duals/"
 
 @dataclass(frozen=True)
 class Dynamic(ClientHalf):
-    """Local steps on the dynamically regularised loss; `context.arrays` is λ_i."""
+    """Local steps on the dynamically regularised loss, whose linear and proximal terms are one.
+
+    −λ_i + α (θ − x) = α (θ − (x + λ_i/α)); `context.arrays` is x + λ_i/α.
+    """
 
     alpha: float
 
     def shift(self, context: ClientContext) -> Shift:
-        return Shift(pull=self.alpha, offset={n: -dual for n, dual in context.arrays.items()})
+        return Shift(pull=self.alpha, anchor=context.arrays)
 
 
 @dataclass(kw_only=True)
@@ -59,17 +62,23 @@ class FedDyn(FedsimStrategy):
         return Dynamic(self.alpha)
 
     def client_payload(self, context: Round) -> PayloadOf:
-        self._duals.fit(self.trained(context.params), context.num_clients)
-        return self._duals.rows
+        trained = self.trained(context.params)
+        self._duals.fit(trained, context.num_clients)
+
+        def anchor(clients: np.ndarray) -> Params:
+            duals = self._duals.rows(clients)
+            return {name: rows.div_(self.alpha).add_(trained[name]) for name, rows in duals.items()}
+
+        return anchor
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
         trained, total = self.trained(context.params), UpdateSum(context.params)
-        for chunk in replies.chunks():
-            total.add(chunk.arrays, np.ones(len(chunk)))
-            dual = self._duals.rows(chunk.client_index)
-            for name, x in trained.items():
-                dual[name].sub_(chunk.arrays[name] - x, alpha=self.alpha)
-            self._duals.put(chunk.client_index, dual)
+        for part in (part for chunk in replies.chunks() for part in chunk.parts()):
+            update_K = total.add_updates(part.arrays, np.ones(len(part)))
+            dual = self._duals.rows(part.client_index)
+            for name, rows in dual.items():
+                rows.sub_(update_K[name], alpha=self.alpha)
+            self._duals.put(part.client_index, dual)
         if not total.count:
             return context.params
         update = {

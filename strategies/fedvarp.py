@@ -43,10 +43,10 @@ class FedVARP(FedsimStrategy):
         buffers = UpdateSum({n: x for n, x in context.params.items() if n not in trained})
         self._updates.fit(trained, context.num_clients)
         before = self._updates.total
-        for chunk in replies.chunks():
-            buffers.add(chunk.arrays, np.ones(len(chunk)))
-            deltas = {name: chunk.arrays[name] - x for name, x in trained.items()}
-            self._updates.put(chunk.client_index, deltas)
+        for part in (part for chunk in replies.chunks() for part in chunk.parts()):
+            buffers.add(part.arrays, np.ones(len(part)))
+            deltas = {name: part.arrays[name] - x for name, x in trained.items()}
+            self._updates.put(part.client_index, deltas)
         if not buffers.count:
             return context.params
         update = {  # the total has changed by Σ (Δ_i − h_i)

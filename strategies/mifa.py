@@ -51,10 +51,10 @@ class MIFA(FedsimStrategy):
         trained, lr = self.trained(context.params), self._lr(context.server_round)
         buffers = UpdateSum({n: x for n, x in context.params.items() if n not in trained})
         self._updates.fit(trained, context.num_clients)
-        for chunk in replies.chunks():
-            buffers.add(chunk.arrays, np.ones(len(chunk)))
-            deltas = {name: (chunk.arrays[name] - x).div_(lr) for name, x in trained.items()}
-            self._updates.put(chunk.client_index, deltas)
+        for part in (part for chunk in replies.chunks() for part in chunk.parts()):
+            buffers.add(part.arrays, np.ones(len(part)))
+            deltas = {name: (part.arrays[name] - x).div_(lr) for name, x in trained.items()}
+            self._updates.put(part.client_index, deltas)
         if self.init == "wait_all" and self._waiting():
             return {**context.params, **buffers.mean(1.0)}
         step = self.server_lr * lr / context.num_clients

@@ -88,9 +88,9 @@ class Scaffold(FedsimStrategy):
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
         c, total = self._mean(context), UpdateSum(context.params)
-        for chunk in replies.chunks():
-            total.add(chunk.arrays, np.ones(len(chunk)))
-            self._controls.put(chunk.client_index, self._renewed(chunk, c, context))
+        for part in (part for chunk in replies.chunks() for part in chunk.parts()):
+            update_K = total.add_updates(part.arrays, np.ones(len(part)))
+            self._controls.put(part.client_index, self._renewed(part, update_K, c))
         return total.mean(self.server_lr)
 
     def _mean(self, context: Round) -> Params:
@@ -102,15 +102,14 @@ class Scaffold(FedsimStrategy):
             for name, total in self._controls.total.items()
         }
 
-    def _renewed(self, chunk: Chunk, c: Params, context: Round) -> Params:
-        """Return c_i⁺ of a chunk's clients; not finite, and so not kept, where K γ is 0."""
+    def _renewed(self, chunk: Chunk, update_K: Params, c: Params) -> Params:
+        """Return c_i⁺ of some clients; not finite, and so not kept, where K γ is 0."""
         if self.option == "I":
             return {name: chunk.client_arrays[NEW + name] for name in c}
         travel_K = chunk.client_arrays["k-gamma"]
         new = self._controls.rows(chunk.client_index)
         for name, rows in new.items():
-            moved = context.params[name] - chunk.arrays[name]
-            rows.sub_(c[name]).add_(moved.div_(_column(travel_K, moved)))
+            rows.sub_(c[name]).addcdiv_(update_K[name], _column(travel_K, rows), value=-1)
         return new
 
     def state_dict(self) -> State:

@@ -6,13 +6,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.client.objective import sample_scores
-from fedsim.client.plan import make_plan
+from fedsim.client.plan import Plan, make_plan
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import TRAIN_LOSS
 from fedsim.client.steps import StepFactory
-from fedsim.records import NUM_EXAMPLES, Chunk, Params
+from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf
 
 
 class CohortTrainer:
@@ -33,9 +34,15 @@ class CohortTrainer:
         )
 
     def train(
-        self, clients: np.ndarray, server_round: int, params: Params, client_arrays: Params
+        self,
+        clients: np.ndarray,
+        server_round: int,
+        params: Params,
+        client_arrays: Params | PayloadOf,
     ) -> Chunk:
         """Train `clients` from `params`; `client_arrays[name]` is `[K, ...]` in their order.
+
+        Or it is a function that returns those of some clients.
 
         The chunk's arrays are valid until the next call.
         """
@@ -46,7 +53,7 @@ class CohortTrainer:
             self.runtime,
             weights=self._copies(params, len(clients)),
             start=params,
-            client_arrays=_in_order(client_arrays, plan.order, device),
+            client_arrays=self._own(client_arrays, plan),
             steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
             server_round=server_round,
         )
@@ -95,22 +102,35 @@ class CohortTrainer:
             step.add_gradient(into, plan.x[index], plan.y[index], lengths[:active], share_A)
         return {name: rows[back] for name, rows in total.items()}
 
+    def _own(self, client_arrays: Params | PayloadOf, plan: Plan) -> Params:
+        """Return what was sent to each client alone, in the plan's order, on the device."""
+        device = plan.x.device
+        if not callable(client_arrays):
+            order = torch.from_numpy(plan.order).to(device)
+            return {name: rows.to(device)[order] for name, rows in client_arrays.items()}
+        own: Params = {}
+        count, start, step = len(plan.clients), 0, 1
+        while start < count:
+            rows_of = client_arrays(plan.clients[start : start + step])
+            for name, rows in rows_of.items():
+                own[name] = self._block(f"own {name}", rows[0], count).to(device)
+                own[name][start : start + len(rows)].copy_(rows)
+            start += step
+            step = max(1, PART_BYTES // max(1, sum(r[0].nbytes for r in rows_of.values())))
+        return own
+
     def _copies(self, params: Params, count: int) -> Params:
+        copies = {name: self._block(name, tensor, count) for name, tensor in params.items()}
         for name, tensor in params.items():
-            held = self._memory.get(name)
-            if held is None or len(held) < count:
-                self._memory[name] = tensor.new_empty((count, *tensor.shape))
-            self._memory[name][:count].copy_(tensor.expand(count, *tensor.shape))
-        return {name: self._memory[name][:count] for name in params}
+            copies[name].copy_(tensor.expand(count, *tensor.shape))
+        return copies
 
-
-def _in_order(columns: Params, order: np.ndarray, device: torch.device) -> Params:
-    """Return rows in another order; as they are, without a copy, where that is the order."""
-    rows = {name: column.to(device) for name, column in columns.items()}
-    if np.array_equal(order, np.arange(len(order))):
-        return rows
-    index = torch.from_numpy(order).to(device)
-    return {name: column[index] for name, column in rows.items()}
+    def _block(self, name: str, like: Tensor, count: int) -> Tensor:
+        """Return memory for `count` tensors, the same in each round."""
+        held = self._memory.get(name)
+        if held is None or len(held) < count:
+            held = self._memory[name] = like.new_empty((count, *like.shape))
+        return held[:count]
 
 
 @torch.no_grad()

@@ -83,22 +83,24 @@ class ClientContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """What is added to every gradient: pull · (w − start) + offset.
+    """What is added to every gradient: pull · (w − anchor) + offset.
 
     Attributes:
         pull: A number >= 0; the same for all tensors.
+        anchor: name -> tensor of the parameter's shape; None for the model as received.
         offset: name -> tensor of the parameter's shape; may leave out some, or name others.
     """
 
     pull: float = 0.0
+    anchor: Mapping[str, Tensor] | None = None
     offset: Mapping[str, Tensor] = field(default_factory=dict)
 
     def onto(self, grads: Params, params: Params, start: Mapping[str, Tensor]) -> Params:
         """Return shifted gradients."""
-        shifted = {}
+        anchor, shifted = start if self.anchor is None else self.anchor, {}
         for name, grad in grads.items():
             if self.pull:
-                grad = grad + self.pull * (params[name] - start[name])
+                grad = grad + self.pull * (params[name] - anchor[name])
             shifted[name] = grad + self.offset[name] if name in self.offset else grad
         return shifted
 

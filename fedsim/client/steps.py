@@ -113,9 +113,12 @@ class CohortStep(abc.ABC):
         for name, target in into.items():
             if shift.pull:
                 target.add_(weights[name], alpha=shift.pull)
-                target.sub_(self.start[name], alpha=shift.pull)
+                target.sub_(self._anchor(shift, name, len(target)), alpha=shift.pull)
             if name in shift.offset:
                 target.add_(shift.offset[name][: len(target)])
+
+    def _anchor(self, shift: Shift, name: str, active: int) -> Tensor:
+        return self.start[name] if shift.anchor is None else shift.anchor[name][:active]
 
     def upload(self) -> Params:
         """Return what the half sends besides the model, name -> `[K, ...]`."""
@@ -223,11 +226,14 @@ class RuleStep(CohortStep):
         """Take the part of a plain SGD step that is known before its gradient."""
         lr, decay = self.lr, self.runtime.work.weight_decay
         for name, w in weights.items():
-            if shift.pull and not decay:
-                w.lerp_(self.start[name], lr * shift.pull)  # w + η pull (start − w)
-            elif shift.pull or decay:
-                w.mul_(1 - lr * (decay + shift.pull))
-                w.add_(self.start[name], alpha=lr * shift.pull)
+            if shift.pull:
+                anchor = self._anchor(shift, name, len(w))
+                if not decay:
+                    w.lerp_(anchor, lr * shift.pull)  # w + η pull (anchor − w)
+                else:
+                    w.mul_(1 - lr * (decay + shift.pull)).add_(anchor, alpha=lr * shift.pull)
+            elif decay:
+                w.mul_(1 - lr * decay)
             if name in shift.offset:
                 w.sub_(shift.offset[name][: len(w)], alpha=lr)
 

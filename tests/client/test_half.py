@@ -93,6 +93,13 @@ class Near(ClientHalf):
         return Shift(pull=0.3)
 
 
+class Anchored(ClientHalf):
+    """Each client is pulled to a place of its own."""
+
+    def shift(self, context):
+        return Shift(pull=0.4, anchor={n: context.arrays[f"control.{n}"] for n in context.start})
+
+
 class Whole(LogOfSquares):
     """Sends back the gradient of its whole loss, at the model as it came."""
 
@@ -103,7 +110,7 @@ class Whole(LogOfSquares):
 
 
 HALVES = [ClientHalf, LogOfSquares, BatchSpread, Distance, FedProx, Scaffold, Everything]
-HALVES += [Pulled, Pushed, Near, Whole]
+HALVES += [Pulled, Pushed, Near, Anchored, Whole]
 WORKS = [
     LocalSGD(lr=0.1, batch_size=4),
     LocalSGD(lr=0.1, batch_size=4, epochs=2, momentum=0.9, weight_decay=0.01),
