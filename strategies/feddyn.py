@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import torch
 
 from fedsim.client.half import ClientContext, ClientHalf, Shift
 from fedsim.client_table import ClientTable
+from fedsim.errors import ResumeError
 from fedsim.parts import Range
 from fedsim.records import Params, PayloadOf, Replies, UpdateSum, moved
 from fedsim.strategy import FedsimStrategy, Round, State
 
-DUALS = "duals/"
+DUALS, SUM = "duals/", "sum/"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class FedDyn(FedsimStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._duals = ClientTable(total=True)
+        self._duals = ClientTable()
+        self._sum: Params = {}  # N h, float64
 
     @property
     def client_half(self) -> ClientHalf:
@@ -81,14 +84,27 @@ class FedDyn(FedsimStrategy):
             self._duals.put(part.client_index, dual)
         if not total.count:
             return context.params
-        update = {
-            name: total.sums[name] / total.count - dual / (self.alpha * context.num_clients)
-            for name, dual in self._duals.total.items()
-        }
+        update = {}
+        for name, x in trained.items():
+            moved_sum = total.sums[name]
+            before = self._sum.get(name, torch.zeros_like(moved_sum)).to(x.device)
+            self._sum[name] = before - self.alpha * moved_sum
+            h = self._sum[name] / context.num_clients
+            update[name] = moved_sum / total.count - h / self.alpha
         return {**total.mean(1.0), **moved(trained, update, 1.0)}
 
     def state_dict(self) -> State:
-        return self._duals.state_dict(DUALS)
+        return {**self._duals.state_dict(DUALS), **{SUM + n: t for n, t in self._sum.items()}}
 
     def load_state_dict(self, state: State) -> None:
+        summed = {
+            name.removeprefix(SUM): torch.as_tensor(value).double()
+            for name, value in state.items()
+            if name.startswith(SUM)
+        }
+        rows = f"{DUALS}rows/"
+        kept = {name.removeprefix(rows) for name in state if name.startswith(rows)}
+        if len(np.asarray(state.get(f"{DUALS}clients", ()))) and set(summed) != kept:
+            raise ResumeError(f"FedDyn's state is of duals and their sum, not {sorted(state)[:8]}")
         self._duals.load_state_dict(state, DUALS)
+        self._sum = summed

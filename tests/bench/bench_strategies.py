@@ -163,8 +163,12 @@ What is paid for:
   a step of its own, in place, beside the layer rules' one), or nothing at all.
 - **FedVARP**, **MIFA**: every update is kept: a row is read, replaced, and the exact total of all
   rows brought up to date in float64. That replaces FedAvg's sum of updates.
-- **SCAFFOLD**, **FedDyn**: both of these, and a tensor of each client's own that every step reads:
-  memory traffic, which on small models is hidden by the cost of dispatch.
+- **SCAFFOLD**, **FedDyn**: FedAvg's sum of updates and a row of the table read and replaced, and a
+  tensor of each client's own that every local step reads: memory traffic, which weighs most where
+  a step computes little (the larger model, batches of 10), and least where dispatch does (the
+  small one). SCAFFOLD also keeps the exact total of its control variates, in place of which FedDyn
+  has its own recursion for h. SCAFFOLD on the larger model is at the edge of the target: three
+  runs of this benchmark gave 1.63, 1.49 and 1.47, the first of them on the busiest machine.
 - **SCAFFOLD, option I** takes the gradient of all samples once more before the local steps, by
   definition: as much gradient work as the one epoch of steps.
 - **MOON** runs three models forward instead of one, by definition, and its loss needs more than the

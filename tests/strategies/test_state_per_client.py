@@ -23,7 +23,7 @@ from strategies.moon import Moon
 from strategies.scaffold import Scaffold
 from tests.helpers import classification, distance, make_runtime, run
 from tests.strategies._quadratics import FIVE_OF_EIGHT, ragged
-from tests.strategies._toy import equal
+from tests.strategies._toy import Masks, equal
 
 TABLED = {
     "scaffold": Scaffold,
@@ -105,6 +105,25 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(name, in_file, monkey
     assert equal(rounds(second, Cohort(chunk=3), params, 3, 5), whole)
     forgetful = rounds(make(), Cohort(chunk=3), params, 3, 5)
     assert not equal(forgetful, whole), "the state matters"
+
+
+@pytest.mark.parametrize("name", TABLED)
+def test_a_run_resumes_after_rounds_without_anybody(name):
+    first, second = TABLED[name](), TABLED[name]()
+    nobody = Masks(np.zeros((2, 8)))
+    params, _ = run(ragged(first), InProcess(), strategy=first, schedule=nobody, rounds=2)
+    second.load_state_dict(first.state_dict())
+    assert equal(
+        rounds(second, InProcess(), params, 2, 4), rounds(TABLED[name](), InProcess(), params, 2, 4)
+    )
+
+
+def test_duals_without_their_sum_are_refused():
+    strategy = FedDyn()
+    rounds(strategy, InProcess(), None, 0, 1)
+    state = {k: v for k, v in strategy.state_dict().items() if k != "sum/output.bias"}
+    with pytest.raises(ResumeError, match="duals and their sum"):
+        FedDyn().load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", TABLED)
