@@ -183,6 +183,8 @@ class Simulation:
                 seed=self.settings.seed,
                 schedule=self.schedule,
                 evaluate=self._evaluating,
+                lr_at=self.work.lr_at,
+                trainable=lambda: self.runtime.trainable,
             )
         return strategy
 

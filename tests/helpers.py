@@ -140,7 +140,12 @@ def run(
     if isinstance(strategy, FedsimStrategy):
         whom = "all" if evaluate else "none"
         strategy.federation = Federation(
-            num_clients=num_clients, seed=0, schedule=schedule, evaluate=whom
+            num_clients=num_clients,
+            seed=0,
+            schedule=schedule,
+            evaluate=whom,
+            lr_at=runtime.work.lr_at,
+            trainable=lambda: runtime.trainable,
         )
     loop = RoundLoop(
         strategy=strategy,

@@ -89,7 +89,7 @@ class CohortGrid(InProcessGrid):
             if group.message_type == "evaluate":
                 yield evaluate_clients(self.runtime, clients, params)
             elif self.trainer is not None:
-                own = {name: rows[part] for name, rows in group.client_arrays.items()}
+                own = group.client_arrays(part)
                 yield self.trainer.train(clients, group.server_round, params, own)
 
     def _group(self, messages: Sequence[Message]) -> list[Instructions] | None:

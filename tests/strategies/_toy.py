@@ -13,10 +13,19 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.admission import Admission
+from fedsim.client import ClientContext
 from fedsim.engines.base import LocalGrid
 from fedsim.engines.flwr_compat import client_error, make_run
 from fedsim.participation.base import Schedule
-from fedsim.records import NUM_EXAMPLES, Chunk, Params, Replies, to_record, to_tensors
+from fedsim.records import (
+    CLIENT_ARRAYS,
+    NUM_EXAMPLES,
+    Chunk,
+    Params,
+    Replies,
+    to_record,
+    to_tensors,
+)
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import Federation, FedsimStrategy, Round
 
@@ -56,6 +65,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             seed=0,
             schedule=schedule,
             evaluate=evaluate,  # type: ignore[arg-type]
+            lr_at=lambda server_round: 0.5 / server_round,
         )
     return strategy
 
@@ -140,9 +150,40 @@ class ToyGrid(LocalGrid):
         super().__init__(SimpleNamespace(partition=partition))  # type: ignore[arg-type]
         self.answer = answer
         self.zero_copy = zero_copy
+        self.strategy: Strategy | None = None
 
     def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
-        return [reply for message in messages for reply in self.answer(message)]
+        return [
+            with_upload(self.strategy, message, reply)
+            for message in messages
+            for reply in self.answer(message)
+        ]
+
+
+def with_upload(strategy: Strategy | None, message: Message, reply: Message) -> Message:
+    """Add to a reply what the strategy's client half sends beside the model."""
+    if not isinstance(strategy, FedsimStrategy) or not strategy.client_half.overrides("upload"):
+        return reply
+    if not reply.has_content() or CLIENT_ARRAYS in reply.content:
+        return reply
+    upload = upload_of(strategy, to_tensors(message.content.array_records["arrays"]))
+    reply.content[CLIENT_ARRAYS] = to_record(upload, zero_copy=False)
+    return reply
+
+
+def upload_of(strategy: FedsimStrategy, start: Params) -> Params:
+    """Return what one client's half sends beside the model, of one step of 0.5 on |x|^2 / 4."""
+    context = ClientContext(
+        task="regression",
+        model=lambda params, x: x,
+        start=start,
+        arrays={},
+        server_round=1,
+        lr=0.5,
+        steps=1,
+        gradient={name: x / 2 for name, x in start.items() if x.is_floating_point()},
+    )
+    return strategy.client_half.upload(start, context)
 
 
 def reply(
@@ -190,6 +231,7 @@ def loop(
     seed: int = 0,
 ) -> RoundLoop:
     clients = evaluation is not None and evaluation.clients
+    grid.strategy = strategy
     return RoundLoop(
         strategy=federate(strategy, schedule, "all" if clients else "none"),
         grid=grid,
