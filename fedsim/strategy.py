@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.half import ClientHalf
-from fedsim.errors import ResumeError, TooFewClientsError
+from fedsim.errors import ConfigError, ResumeError, TooFewClientsError
+from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
 from fedsim.records import Instructions, Params, Replies, to_record, to_tensors
@@ -48,12 +49,14 @@ class Federation:
         seed: The scenario's.
         schedule: Who takes part when.
         evaluate: Which clients evaluate: nobody, this round's participants, or everybody.
+        layers: The model's layers that hold tensors, in order; None if nobody knows.
     """
 
     num_clients: int
     seed: int
     schedule: Schedule
     evaluate: EvaluateWhom = "none"
+    layers: tuple[Layer, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,10 @@ class FedsimStrategy(Strategy, abc.ABC):
 
     def client_payload(self, context: Round) -> Params:
         """Return what differs from client to client, name -> `[len(asked), ...]`."""
+        return {}
+
+    def evaluation_payload(self, context: Round) -> Params:
+        """Return the same for those who evaluate, where clients score models of their own."""
         return {}
 
     def upload_like(self, context: Round) -> Mapping[str, Tensor]:
@@ -171,8 +178,20 @@ class FedsimStrategy(Strategy, abc.ABC):
         elif self.federation is not None and self.federation.evaluate == "cohort":
             asked = self.federation.schedule.select(server_round)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
+        context = Round(
+            server_round=server_round,
+            num_clients=nodes.count,
+            asked=asked,
+            params=to_tensors(arrays),
+        )
         self._sent_evaluate = self._instructions(
-            MessageType.EVALUATE, server_round, nodes, asked, arrays, config, {}
+            MessageType.EVALUATE,
+            server_round,
+            nodes,
+            asked,
+            arrays,
+            config,
+            self.evaluation_payload(context),
         )
         return self._sent_evaluate
 
@@ -198,6 +217,21 @@ class FedsimStrategy(Strategy, abc.ABC):
         return self.upload_like(self._round)
 
     # --- helpers -----------------------------------------------------------------------------
+
+    @property
+    def model_layers(self) -> tuple[Layer, ...]:
+        """The model's layers.
+
+        Raises:
+            ConfigError: Nobody has told.
+        """
+        if self.federation is None or self.federation.layers is None:
+            raise ConfigError(
+                f"{type(self).__name__} must know the layers of the model, as a fedsim simulation "
+                "tells it; elsewhere, set strategy.federation = Federation(..., "
+                "layers=fedsim.models.structure.layers_of(model))"
+            )
+        return self.federation.layers
 
     def _instructions(
         self,

@@ -16,6 +16,7 @@ from fedsim.client.runtime import ClientRuntime
 from fedsim.data.dataset import Dataset
 from fedsim.engines.base import EnginePart
 from fedsim.models.base import ModelPart
+from fedsim.models.structure import layers_of
 from fedsim.participation.base import Schedule
 from fedsim.partition.base import ArrayPartition, Partition
 from fedsim.records import Params
@@ -140,7 +141,11 @@ def run(
     if isinstance(strategy, FedsimStrategy):
         whom = "all" if evaluate else "none"
         strategy.federation = Federation(
-            num_clients=num_clients, seed=0, schedule=schedule, evaluate=whom
+            num_clients=num_clients,
+            seed=0,
+            schedule=schedule,
+            evaluate=whom,
+            layers=layers_of(runtime.model),
         )
     loop = RoundLoop(
         strategy=strategy,

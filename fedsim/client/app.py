@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.client.runtime import ClientRuntime
@@ -36,8 +36,14 @@ def make_client_app(runtime: ClientRuntime, *, zero_copy: bool) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
-        metrics = evaluate_client(runtime, client=client, params=_params(runtime, message))
+        config = message.content.config_records.get(CONFIG, ConfigRecord())
+        metrics = evaluate_client(
+            runtime,
+            client=int(context.node_config["partition-id"]),
+            server_round=int(config.get("server-round", 0)),  # type: ignore[arg-type]
+            params=_params(runtime, message),
+            client_arrays=_client_arrays(runtime, message),
+        )
         return Message(reply_content(None, metrics, zero_copy=zero_copy), reply_to=message)
 
     return app

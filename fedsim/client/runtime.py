@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim import seeds
+from fedsim.client.differentiate import Grad, gradient
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD
 from fedsim.data.dataset import Dataset
+from fedsim.errors import ConfigError
 from fedsim.models.dropout import KeyedDropout
 from fedsim.partition.base import Partition, train_sizes
 from fedsim.records import Params
@@ -52,6 +54,12 @@ class ClientRuntime:
         self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
         modules = self.model.modules()
         self.drops = any(isinstance(m, KeyedDropout) and m.p > 0 for m in modules)
+        if self.half.overrides("gradient") and not self.estimator.plain:
+            raise ConfigError(
+                f"privacy: {type(self.estimator).__name__} cannot make the gradients of "
+                f"{type(self.half).__name__} private, which are not those of one loss; "
+                "use privacy=none, or another strategy"
+            )
 
     def initial_params(self) -> Params:
         """Return the model's unique parameters and persistent buffers, detached copies.
@@ -124,16 +132,21 @@ class ClientRuntime:
         client_arrays: Params,
         server_round: int,
         steps: int | Tensor,
+        step: int = 0,
+        grad: Grad = gradient,
     ) -> ClientContext:
         """Make the context that one client's half sees in one round."""
         return ClientContext(
             task=self.dataset.task,
             model=self.apply,
+            grad=grad,
+            trainable=self.trainable,
             start=params,
             arrays=client_arrays,
             server_round=server_round,
             lr=self.work.lr_at(server_round),
             steps=steps,
+            step=step,
         )
 
 

@@ -18,6 +18,7 @@ from tests.strategies._toy import (
     finish,
     loop,
     quadratic,
+    returned,
 )
 
 CLIENTS = 10
@@ -152,7 +153,12 @@ class StackedGrid(ToyGrid):
         clients = messages.client_index
         rows = x + 0.25 * (torch.from_numpy(clients).float()[:, None] - x)
         examples = {NUM_EXAMPLES: 1.0 + clients, "train-loss": np.ones(len(clients))}
-        chunk = Chunk(client_index=clients, arrays={"x": rows}, metrics=examples)
+        chunk = Chunk(
+            client_index=clients,
+            arrays={"x": rows},
+            client_arrays=returned(messages.client_arrays, ["x"]),
+            metrics=examples,
+        )
         return Stacked(self.spoil(chunk))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TypeVar
 
@@ -10,18 +10,26 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.admission import Admission
 from fedsim.engines.base import LocalGrid
 from fedsim.engines.flwr_compat import client_error, make_run
+from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
 from fedsim.records import NUM_EXAMPLES, Chunk, Params, Replies, to_record, to_tensors
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import Federation, FedsimStrategy, Round
 
+A = TypeVar("A")
 S = TypeVar("S", bound=Strategy)
 Answer = Callable[[Message], list[Message]]
+
+LAYERS = (
+    Layer(path="x", kind=nn.Linear, parameters=("x",)),
+    Layer(path="w", kind=nn.BatchNorm1d, parameters=("w",), buffers=("seen",)),
+)
+"""Of the toy models, so that strategies have layers to keep for the clients."""
 
 make_run()  # Flower makes no message before its task identity is set
 
@@ -56,6 +64,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             seed=0,
             schedule=schedule,
             evaluate=evaluate,  # type: ignore[arg-type]
+            layers=LAYERS,
         )
     return strategy
 
@@ -152,7 +161,7 @@ def reply(
     *,
     examples: object = 1,
 ) -> Message:
-    """Answer a message; by default, with the model as it came."""
+    """Answer a message; by default, with the model as it came, and the client's own arrays too."""
     if arrays is None:
         arrays = message.content.array_records["arrays"]
     if not isinstance(arrays, ArrayRecord):
@@ -160,7 +169,17 @@ def reply(
     if not isinstance(metrics, MetricRecord):
         loss = {"train-loss": 1.0}
         metrics = MetricRecord({NUM_EXAMPLES: examples, **loss, **(metrics or {})})  # type: ignore[dict-item]
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    content = RecordDict({"arrays": arrays, "metrics": metrics})
+    sent = message.content.array_records
+    own = returned(sent.get("client-arrays", {}), sent["arrays"])
+    if own and message.metadata.message_type == "train":
+        content["client-arrays"] = ArrayRecord(own)
+    return Message(content, reply_to=message)
+
+
+def returned(own: Mapping[str, A], model: Iterable[str]) -> dict[str, A]:
+    """Return what of its own arrays a client sends back: all but parts of the model, as it is."""
+    return {name: array for name, array in own.items() if name not in set(model)}
 
 
 def quadratic(message: Message, centre: float, lr: float = 0.5, examples: object = 1) -> Message:
