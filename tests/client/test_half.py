@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedsim.client import ClientHalf, LocalSGD
 from fedsim.client.cohort import evaluate_personal
@@ -329,14 +330,29 @@ def test_a_replaced_gradient_is_refused_under_a_private_estimator():
 
 
 def test_what_a_client_was_sent_is_not_written_to():
-    runtime = make_runtime(classification(dtype=torch.float64), MLP(hidden=[5]), half=Curved())
-    arrays = {name: t[0] for name, t in client_arrays(runtime).items()}
-    before = {name: t.clone() for name, t in arrays.items()}
-    train_client(
+    """Normalisation layers update their statistics in place."""
+
+    class Beside(ClientHalf):
+        def gradient(self, params, batch, context):
+            self.loss_gradient(dict(context.arrays), batch, context)
+            return super().gradient(params, batch, context)
+
+        def upload(self, params, context):
+            return dict(context.arrays)
+
+    def model():
+        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    runtime = make_runtime(classification(), model, half=Beside())
+    arrays = runtime.initial_params()
+    result = train_client(
         runtime,
         client=0,
         server_round=1,
         params=runtime.initial_params(),
         client_arrays=arrays,
     )
-    assert all(torch.equal(arrays[name], t) for name, t in before.items())
+    start = runtime.initial_params()
+    assert all(torch.equal(arrays[name], t) for name, t in start.items())
+    assert result.upload["1.num_batches_tracked"] == 2
+    assert not torch.equal(result.upload["1.running_mean"], start["1.running_mean"])

@@ -125,6 +125,7 @@ def test_settings_out_of_range_are_refused(settings):
         PerFedAvg(**settings)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # attention under torch.func
 def test_a_transformer_under_the_vmap_plan():
     dataset, model = tokens(), Transformer(width=4, heads=2, layers=1)
     strategy, results = PerFedAvg(variant="maml"), []
