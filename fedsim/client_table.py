@@ -10,6 +10,7 @@ Shapes: N clients of the population, K of a call; `[K, ...]` one row per client.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Mapping
@@ -21,13 +22,18 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import FedsimError, ResumeError
-from fedsim.records import Params
+from fedsim.records import Params, is_finite
 from fedsim.strategy import State
 
 DENSE_BYTES = 2**30
 """Tables larger than this lie in a file."""
 
+LARGE_ROW = 2**16
+"""Rows of this many bytes are written one by one."""
+
 _WORD, _ALIGN = 8, 16
+
+log = logging.getLogger(__name__)
 
 
 class TableSpaceError(FedsimError):
@@ -78,6 +84,7 @@ class ClientTable:
     _total: Params
     _file: IO[bytes] | None
     _rows_CW: Tensor
+    _views: Params
 
     def __init__(self, *, total: bool = False, limit_bytes: int | None = None) -> None:
         self.keeps_total = total
@@ -142,15 +149,26 @@ class ClientTable:
     def put(self, clients: np.ndarray, rows: Mapping[str, Tensor]) -> None:
         """Replace some clients' rows by `rows[name]`, `[K, ...]`; each client at most once.
 
+        A row that is not finite is not kept: what is made of a client's finite claims may overflow,
+        and would stay.
+
         Raises:
             TableSpaceError: The disk is full.
         """
         clients = np.asarray(clients, np.int64)
         if not len(clients):
             return
-        new_KW = torch.zeros(len(clients), self._words, dtype=torch.int64)
-        for name, column in self._columns.items():
-            column.of(new_KW).copy_(rows[name])
+        own = {name: rows[name].to("cpu", c.dtype) for name, c in self._columns.items()}
+        finite_K = _finite(own)
+        for k in np.flatnonzero(~finite_K):
+            log.warning("what client %d's reply makes is not finite; its row stays", clients[k])
+        if self._words * _WORD >= LARGE_ROW:
+            for k in np.flatnonzero(finite_K):
+                self._put_one(int(clients[k]), {name: t[k] for name, t in own.items()})
+            return
+        if not finite_K.all():
+            keep = torch.from_numpy(finite_K)
+            clients, own = clients[finite_K], {name: t[keep] for name, t in own.items()}
         index_K = torch.from_numpy(clients)
         if self.keeps_total:
             known_K = torch.from_numpy(self._seen_N[clients])
@@ -158,10 +176,32 @@ class ClientTable:
             for name, column in self._columns.items():
                 # In float64, and not as a difference in the rows' precision: whatever is rounded
                 # off here would stay in the total for ever.
-                _add(self._total[name], column.of(new_KW), 1)
-                _add(self._total[name], column.of(old_KW), -1)
-        self._write(index_K, new_KW)
+                self._total[name].add_(own[name].double().sum(0))
+                self._total[name].sub_(column.of(old_KW).double().sum(0))
+        self._write(index_K, self._packed(own, len(clients)))
         self._seen_N[clients] = True
+
+    def _put_one(self, client: int, row: Params) -> None:
+        """Do as `put` for one large row: few passes over it, and no memory but the table's."""
+        if self.keeps_total:
+            for name, new in row.items():
+                self._total[name].add_(new)
+                if self._seen_N[client]:
+                    self._total[name].sub_(self._views[name][client])
+        if self._file is None:
+            for name, new in row.items():
+                self._views[name][client].copy_(new)
+        else:
+            one = {name: new[None] for name, new in row.items()}
+            self._write(torch.tensor([client]), self._packed(one, 1))
+        self._seen_N[client] = True
+
+    def _packed(self, rows: Params, count: int) -> Tensor:
+        """Return rows as words, `[K, W]`."""
+        packed_KW = torch.zeros(count, self._words, dtype=torch.int64)
+        for name, column in self._columns.items():
+            column.of(packed_KW).copy_(rows[name])
+        return packed_KW
 
     def state_dict(self, prefix: str) -> State:
         """Return the rows that were written, and the total, under names that start with `prefix`.
@@ -226,6 +266,7 @@ class ClientTable:
         self._total = {}
         self._file = None
         self._rows_CW = torch.zeros(0, 0, dtype=torch.int64)  # C >= N rows of words
+        self._views = {}
 
     def _lay_out(self, like: Mapping[str, Tensor]) -> None:
         """Give each tensor its place in a row; a row is contiguous, so that it costs few pages."""
@@ -255,6 +296,7 @@ class ClientTable:
             self._rows_CW = torch.from_numpy(np.zeros((count, self._words), np.int64))
         else:
             self._map(count)
+        self._views = {name: column.of(self._rows_CW) for name, column in self._columns.items()}
         if not in_file and len(written):
             self._write(written, old_CW[written])
 
@@ -291,10 +333,13 @@ class ClientTable:
             ) from error
 
 
-def _add(into: Tensor, rows_K: Tensor, sign: int) -> None:
-    """Add K rows, or take them away; `into` is float64."""
-    if into.numel() < 2**13:
-        into.add_(rows_K.double().sum(0), alpha=sign)
-    else:  # large rows one by one, each in a single pass: 4x the speed
-        for row in rows_K:
-            into.add_(row, alpha=sign)
+def _finite(rows: Params) -> np.ndarray:
+    """Return which rows are finite, bool `[K]`."""
+    finite_K = np.ones(len(next(iter(rows.values()))), bool)
+    for tensor in rows.values():
+        if tensor.is_floating_point():
+            # One pass, as in `is_finite`; only rows whose sum is not finite are looked at again.
+            sums_K = tensor.reshape(len(tensor), -1).sum(1)
+            for row in np.flatnonzero(~torch.isfinite(sums_K).numpy()):
+                finite_K[row] &= is_finite(tensor[row])
+    return finite_K

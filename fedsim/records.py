@@ -14,9 +14,9 @@ from __future__ import annotations
 import abc
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,12 @@ from torch import Tensor
 
 Params = dict[str, Tensor]
 """A model (or any named set of tensors): name -> tensor."""
+
+PART_BYTES = 2**22
+"""How much of a chunk `Chunk.parts` gives at a time."""
+
+PayloadOf = Callable[[np.ndarray], Params]
+"""Client indices `[K]` -> what is sent to these alone, name -> `[K, ...]`."""
 
 Scalar = int | float | str | bool | bytes
 
@@ -166,7 +172,8 @@ class Instructions(Sequence[Message]):
         node_ids: Where to reach them; `[K]`.
         arrays: The record that every client gets (normally the global model).
         config: Scalars that every client gets; each message adds its own `client-index`.
-        client_arrays: Tensors that differ by client, `[K, ...]`.
+        client_arrays: Tensors that differ by client, name -> `[K, ...]`; or a function that
+            returns them for some client indices, to be asked for a few clients at a time.
     """
 
     def __init__(
@@ -178,7 +185,7 @@ class Instructions(Sequence[Message]):
         node_ids: np.ndarray,
         arrays: ArrayRecord,
         config: Mapping[str, Scalar],
-        client_arrays: Params | None = None,
+        client_arrays: Params | PayloadOf | None = None,
         zero_copy: bool = False,
     ) -> None:
         self.message_type = message_type
@@ -187,12 +194,18 @@ class Instructions(Sequence[Message]):
         self.node_ids = node_ids
         self.arrays = arrays
         self.config = {**config, "server-round": server_round}
-        self.client_arrays = client_arrays or {}
+        self._client_arrays = client_arrays or {}
         self.zero_copy = zero_copy
         self._sent: dict[int, Message] = {}
 
     def __len__(self) -> int:
         return len(self.client_index)
+
+    def client_arrays(self, part: slice) -> Params | PayloadOf:
+        """Return what differs by client, of some of them, or the function that does."""
+        if callable(self._client_arrays):
+            return self._client_arrays
+        return {name: rows[part] for name, rows in self._client_arrays.items()}
 
     @overload
     def __getitem__(self, item: int) -> Message: ...
@@ -217,8 +230,9 @@ class Instructions(Sequence[Message]):
                 CONFIG: ConfigRecord({**self.config, "client-index": client}),
             }
         )
-        if self.client_arrays:
-            rows = {name: rows[index] for name, rows in self.client_arrays.items()}
+        own = self.client_arrays(slice(index, index + 1))
+        if own := own(self.client_index[index : index + 1]) if callable(own) else own:
+            rows = {name: rows[0] for name, rows in own.items()}
             content[CLIENT_ARRAYS] = to_record(rows, zero_copy=self.zero_copy)
         return Message(
             content,
@@ -253,6 +267,29 @@ class Chunk:
     def num_examples(self) -> np.ndarray:
         """Samples behind each reply, float64 `[K]`."""
         return self.metrics[NUM_EXAMPLES]
+
+    def weights(self, weighting: Literal["examples", "uniform"]) -> np.ndarray:
+        """Return the replies' weights in a mean, by samples or all equal, float64 `[K]`."""
+        return self.num_examples if weighting == "examples" else np.ones(len(self))
+
+    def parts(self) -> Iterator[Chunk]:
+        """Yield a few rows at a time (views, no copies), so that what is made of them is small.
+
+        Temporary tensors then stay in the cache, where those of a whole chunk would be new memory.
+        """
+        size = max(1, sum(t[0].nbytes for t in self.arrays.values()))
+        step = max(1, PART_BYTES // size)
+        if step >= len(self):
+            yield self
+            return
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
+            yield Chunk(
+                client_index=self.client_index[part],
+                arrays={name: t[part] for name, t in self.arrays.items()},
+                client_arrays={name: t[part] for name, t in self.client_arrays.items()},
+                metrics={name: column[part] for name, column in self.metrics.items()},
+            )
 
     def rows(self, keep: np.ndarray) -> Chunk:
         """Return the rows where `keep` (bool `[K]`) holds; the chunk itself if all do."""
@@ -375,6 +412,16 @@ class UpdateSum:
 
     def add(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> None:
         """Add K rows; `weights` is float64 `[K]`, `arrays[name]` is `[K, ...]`."""
+        for _ in self._add(arrays, weights):
+            pass
+
+    def add_updates(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> Params:
+        """Do as `add`, and return the updates W_k − x, `[K, ...]`, for who wants more of them."""
+        return {name: updates.view_as(arrays[name]) for name, updates in self._add(arrays, weights)}
+
+    def _add(
+        self, arrays: Mapping[str, Tensor], weights: np.ndarray
+    ) -> Iterator[tuple[str, Tensor]]:
         # Of weights that sum to at most 1, no sum of finite float32 rows overflows; dividing by a
         # power of two changes no other bit of it.
         scale = math.ldexp(1.0, math.frexp(float(np.abs(weights).sum()))[1])
@@ -384,13 +431,26 @@ class UpdateSum:
             updates = rows - x.flatten().to(rows.dtype)
             weights_K = torch.from_numpy(weights / scale).to(rows.device, rows.dtype)
             self.sums[name].add_((weights_K @ updates).view(x.shape), alpha=scale)
+            yield name, updates
         self.weight += float(weights.sum())
         self.count += len(weights)
 
     def step(self, scale: float) -> Params:
         """Return x + scale · Σ w_k (W_k − x), in the dtypes of the model; integers are rounded."""
-        result = {}
-        for name, x in self.params.items():
-            moved = x + scale * self.sums[name]
-            result[name] = (moved if x.is_floating_point() else moved.round()).to(x.dtype)
-        return result
+        return moved(self.params, self.sums, scale)
+
+    def mean(self, scale: float) -> Params:
+        """Return x + scale · Σ w_k (W_k − x) / Σ w_k; x itself if nothing was added."""
+        return self.step(scale / self.weight) if self.count else dict(self.params)
+
+
+def moved(params: Mapping[str, Tensor], update: Mapping[str, Tensor], scale: float) -> Params:
+    """Return params + scale · update in the dtypes of `params`; `update` is float64.
+
+    Integers are rounded.
+    """
+    result = {}
+    for name, x in params.items():
+        there = x + scale * update[name]
+        result[name] = (there if x.is_floating_point() else there.round()).to(x.dtype)
+    return result

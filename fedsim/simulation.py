@@ -180,6 +180,8 @@ class Simulation:
                 schedule=self.schedule,
                 evaluate=self._evaluating,
                 layers=layers_of(self.model),
+                lr_at=self.work.lr_at,
+                trainable=lambda: self.runtime.trainable,
             )
         return strategy
 

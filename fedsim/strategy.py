@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -27,7 +27,7 @@ from fedsim.errors import ConfigError, ResumeError, TooFewClientsError
 from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
-from fedsim.records import Instructions, Params, Replies, to_record, to_tensors
+from fedsim.records import Instructions, Params, PayloadOf, Replies, to_record, to_tensors
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ class Federation:
         schedule: Who takes part when.
         evaluate: Which clients evaluate: nobody, this round's participants, or everybody.
         layers: The model's layers that hold tensors, in order; None if nobody knows.
+        lr_at: The clients' learning rate in a round (1, 2, ...); None if the server is not told.
+        trainable: Names of the tensors that clients train, the rest being buffers and frozen; None
+            if the server is not told.
     """
 
     num_clients: int
@@ -57,6 +60,8 @@ class Federation:
     schedule: Schedule
     evaluate: EvaluateWhom = "none"
     layers: tuple[Layer, ...] | None = None
+    lr_at: Callable[[int], float] | None = None
+    trainable: Callable[[], Collection[str]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +96,15 @@ class FedsimStrategy(Strategy, abc.ABC):
         """What the algorithm changes in a client's local work."""
         return ClientHalf()
 
-    def client_payload(self, context: Round) -> Params:
-        """Return what differs from client to client, name -> `[len(asked), ...]`."""
+    def client_payload(self, context: Round) -> Params | PayloadOf:
+        """Return what differs from client to client, name -> `[len(asked), ...]`.
+
+        Where that is large, a function from client indices to their rows: an engine asks it for a
+        few clients at a time, each of them before its reply is drawn.
+        """
         return {}
 
-    def evaluation_payload(self, context: Round) -> Params:
+    def evaluation_payload(self, context: Round) -> Params | PayloadOf:
         """Return the same for those who evaluate, where clients score models of their own."""
         return {}
 
@@ -233,6 +242,17 @@ class FedsimStrategy(Strategy, abc.ABC):
             )
         return self.federation.layers
 
+    def trained(self, params: Params) -> Params:
+        """Return the part of a model that clients train, as far as the server knows.
+
+        Control variates and the like are of these; buffers are averaged.
+        """
+        named = None if self.federation is None else self.federation.trainable
+        if named is None:
+            return {name: t for name, t in params.items() if t.is_floating_point()}
+        names = named()
+        return {name: tensor for name, tensor in params.items() if name in names}
+
     def _instructions(
         self,
         message_type: str,
@@ -241,7 +261,7 @@ class FedsimStrategy(Strategy, abc.ABC):
         asked: np.ndarray,
         arrays: ArrayRecord,
         config: Mapping[str, object],
-        payload: Params,
+        payload: Params | PayloadOf,
     ) -> Instructions:
         seed = 0 if self.federation is None else self.federation.seed
         return Instructions(

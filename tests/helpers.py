@@ -146,6 +146,8 @@ def run(
             schedule=schedule,
             evaluate=whom,
             layers=layers_of(runtime.model),
+            lr_at=runtime.work.lr_at,
+            trainable=lambda: runtime.trainable,
         )
     loop = RoundLoop(
         strategy=strategy,

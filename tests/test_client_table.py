@@ -115,6 +115,34 @@ def test_total_by_hand():
     assert table.total["x"].tolist() == [26.0]
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["w", "large", "b", "scale"])
+def test_a_row_that_is_not_finite_is_not_kept(name, bad):
+    table, expected = filled(DENSE)
+    first, *_, last = sorted(expected)
+    before, total = table.rows(np.array([first])), table.total
+    rows = made(2, 2)
+    rows[name][0].view(-1)[-1] = bad
+    rows["large"][1] = 3e38  # finite, though its sum is not
+    table.put(np.array([first, last]), rows)
+    assert same(table.rows(np.array([first])), before)
+    assert same(
+        {k: t[0] for k, t in table.rows(np.array([last])).items()},
+        {k: t[1] for k, t in rows.items()},
+    )
+    change = table.total["b"] - total["b"]
+    torch.testing.assert_close(change, rows["b"][1] - expected[last]["b"], rtol=1e-9, atol=1e-9)
+    assert all(torch.isfinite(tensor).all() for tensor in table.total.values())
+
+
+def test_a_row_that_is_not_finite_is_no_first_one():
+    table = ClientTable(total=True)
+    table.fit({"x": torch.zeros(())}, 2)
+    table.put(np.array([0, 1]), {"x": torch.tensor([np.nan, 2.0])})
+    assert table.seen.tolist() == [False, True]
+    assert table.total["x"].item() == 2.0
+
+
 def test_no_total_unless_asked_for():
     table, _ = filled(DENSE, total=False)
     with pytest.raises(ValueError, match="total=True"):

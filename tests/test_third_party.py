@@ -203,13 +203,15 @@ def weights_of(*overrides: str) -> np.ndarray:
 
 
 def test_flowers_fedprox_gets_its_proximal_term() -> None:
-    """μ = 0 is FedAvg; with μ > 0 both engines agree and differ from it."""
+    """μ = 0 is FedAvg; with μ > 0 both engines agree, differ from it, and are our own FedProx."""
     fedavg = weights_of("strategy=flower_fedavg")
-    none = weights_of("strategy=fedprox", "strategy.proximal_mu=0")
+    none = weights_of("strategy=flower_fedprox", "strategy.proximal_mu=0")
     assert np.allclose(none, fedavg, rtol=0, atol=1e-15)
-    some = [weights_of("strategy=fedprox", f"engine={e}") for e in ("cohort", "in_process")]
+    engines = ("cohort", "in_process")
+    some = [weights_of("strategy=flower_fedprox", f"engine={engine}") for engine in engines]
     assert np.linalg.norm(some[0] - fedavg) > 1e-3
     assert np.allclose(*some, rtol=0, atol=1e-12)
+    assert np.allclose(some[0], weights_of("strategy=fedprox"), rtol=0, atol=1e-12)
 
 
 def test_the_proximal_term_by_hand() -> None:

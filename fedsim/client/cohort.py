@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch
 from fedsim.client.objective import sample_scores
-from fedsim.client.plan import make_plan
+from fedsim.client.plan import Plan, make_plan
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import TRAIN_LOSS, first_batch
 from fedsim.client.steps import StepFactory, length_groups
-from fedsim.records import NUM_EXAMPLES, Chunk, Params
+from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf
 
 StackedModels = Callable[[Params, Tensor], Tensor]
 """(weights `[K, ...]`, inputs `[K, B, ...]`) -> outputs `[K, B, ...]`, in evaluation mode."""
@@ -43,23 +44,33 @@ class CohortTrainer:
         )
 
     def train(
-        self, clients: np.ndarray, server_round: int, params: Params, client_arrays: Params
+        self,
+        clients: np.ndarray,
+        server_round: int,
+        params: Params,
+        client_arrays: Params | PayloadOf,
     ) -> Chunk:
         """Train `clients` from `params`; `client_arrays[name]` is `[K, ...]` in their order.
+
+        Or it is a function that returns those of some clients.
 
         The chunk's arrays are valid until the next call.
         """
         plan = make_plan(self.runtime, clients, server_round)
         device = plan.x.device
-        order = torch.from_numpy(plan.order).to(device)
-        step = self.make_step(
+        make_step = partial(
+            self.make_step,
             self.runtime,
             weights=self._copies(params, len(clients)),
             start=params,
-            client_arrays={name: rows.to(device)[order] for name, rows in client_arrays.items()},
+            client_arrays=self._own(client_arrays, plan),
             steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
             server_round=server_round,
         )
+        gradient: Params = {}
+        if self.runtime.half.full_gradient:
+            gradient = self._full_gradients(plan.clients, server_round, make_step)
+        step = make_step(gradient=gradient)
         dropout = self.runtime.dropout(server_round, plan.clients.tolist())
         rows_SKB = torch.from_numpy(plan.rows).to(device)
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
@@ -81,13 +92,56 @@ class CohortTrainer:
             },
         )
 
+    def _full_gradients(
+        self, clients: np.ndarray, server_round: int, make_step: StepFactory
+    ) -> Params:
+        """Return each client's gradient over all of its samples, at the model as received."""
+        step = make_step(gradient={})
+        plan = make_plan(self.runtime, clients, server_round, sweep=True)
+        # A step wants those still working in the first rows; these are in the order of theirs.
+        order = torch.from_numpy(plan.order).to(plan.x.device)
+        back = torch.argsort(order)
+        step.client_arrays = {name: rows[order] for name, rows in step.client_arrays.items()}
+        step.steps_K = step.steps_K[order]
+        total = {name: torch.zeros_like(w) for name, w in step.trained.items()}
+        share_SK = plan.lengths / np.maximum(plan.num_examples, 1)
+        for s, lengths in enumerate(plan.lengths):
+            active, width = int((lengths > 0).sum()), int(lengths.max())
+            index = torch.from_numpy(plan.rows[s, :active, :width]).to(plan.x.device)
+            share_A = torch.from_numpy(share_SK[s, :active]).to(plan.x.device, self._precision)
+            into = {name: rows[:active] for name, rows in total.items()}
+            step.add_gradient(into, plan.x[index], plan.y[index], lengths[:active], share_A)
+        return {name: rows[back] for name, rows in total.items()}
+
+    def _own(self, client_arrays: Params | PayloadOf, plan: Plan) -> Params:
+        """Return what was sent to each client alone, in the plan's order, on the device."""
+        device = plan.x.device
+        if not callable(client_arrays):
+            order = torch.from_numpy(plan.order).to(device)
+            return {name: rows.to(device)[order] for name, rows in client_arrays.items()}
+        own: Params = {}
+        count, start, step = len(plan.clients), 0, 1
+        while start < count:
+            rows_of = client_arrays(plan.clients[start : start + step])
+            for name, rows in rows_of.items():
+                own[name] = self._block(f"own {name}", rows[0], count).to(device)
+                own[name][start : start + len(rows)].copy_(rows)
+            start += step
+            step = max(1, PART_BYTES // max(1, sum(r[0].nbytes for r in rows_of.values())))
+        return own
+
     def _copies(self, params: Params, count: int) -> Params:
+        copies = {name: self._block(name, tensor, count) for name, tensor in params.items()}
         for name, tensor in params.items():
-            held = self._memory.get(name)
-            if held is None or len(held) < count:
-                self._memory[name] = tensor.new_empty((count, *tensor.shape))
-            self._memory[name][:count].copy_(tensor.expand(count, *tensor.shape))
-        return {name: self._memory[name][:count] for name in params}
+            copies[name].copy_(tensor.expand(count, *tensor.shape))
+        return copies
+
+    def _block(self, name: str, like: Tensor, count: int) -> Tensor:
+        """Return memory for `count` tensors, the same in each round."""
+        held = self._memory.get(name)
+        if held is None or len(held) < count:
+            held = self._memory[name] = like.new_empty((count, *like.shape))
+        return held[:count]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The client half of an algorithm: pure functions on tensors, in a few levels of override.
+"""The client half of an algorithm: pure functions on tensors, in levels of override.
 
 Smallest first; take the first that says what the algorithm does:
 
@@ -6,18 +6,20 @@ Smallest first; take the first that says what the algorithm does:
    Enough for margins, bag losses, reconstruction; runs on the layer rules.
 2. `loss(params, batch, context)`: the same with the parameters at hand, for losses that need more
    than one forward pass (MOON). Runs through `torch.func` in the cohort engine.
-3. `correct(grads, params, context)`: what the algorithm adds to a gradient (FedProx, SCAFFOLD).
-4. `upload(params, context)`: what goes back to the server besides the model.
+3. `shift(context)`: a term added to every gradient that is linear in the parameters (FedProx,
+   SCAFFOLD, FedDyn); costs the cohort engine one pass over the weights.
+4. `correct(grads, params, context)`: anything else that the algorithm makes of a gradient.
+5. `upload(params, context)`: what goes back to the server besides the model.
 
 Algorithms whose clients have models of their own need more:
 
-5. `begin(params, context)`: the model that the local work starts from, and that the client scores:
+6. `begin(params, context)`: the model that the local work starts from, and that the client scores:
    what the server sent, with the client's own head or normalisation layers put in (FedPer).
-6. `frozen(context)`: the parameters that the step leaves alone (FedRep's head, then body).
-7. `gradient(params, batch, context)`: in place of the gradient of one batch, with further ones,
+7. `frozen(context)`: the parameters that the step leaves alone (FedRep's head, then body).
+8. `gradient(params, batch, context)`: in place of the gradient of one batch, with further ones,
    and new values of the client's own arrays (Ditto, pFedMe, Per-FedAvg). Exact gradients only:
    refused under a private estimator. Runs through `torch.func` in the cohort engine.
-8. `evaluated(params, batch, context)`: the model that the client scores, where that is not `begin`:
+9. `evaluated(params, batch, context)`: the model that the client scores, where that is not `begin`:
    one that it keeps (Ditto), or one adapted to its own samples first (Per-FedAvg).
 
 The engine owns the loop, the batches and the optimiser step. A client half never loops over
@@ -28,8 +30,9 @@ clients and never knows which engine runs it: the cohort engine calls the same f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedsim.client.differentiate import Grad, gradient
@@ -44,6 +47,10 @@ class Batch:
 
     x: Tensor
     y: Tensor
+
+
+def _no_features(params: Params, x: Tensor, *, train: bool = True) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError("this context was made without a model whose layers are known")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,12 @@ class ClientContext:
         trainable: The model's tensors that are trained; the others are buffers, or frozen for good.
         grad: `grad(function, params) -> (gradients, value)` of a scalar function of `params`, by
             whatever means the engine differentiates; may be nested.
+        momentum: Of the local steps.
+        features: `features(params, x) -> (outputs, z)`: the model's outputs and its representation
+            of the inputs, which is what its last linear layer was given; `train=False` runs the
+            model as for evaluation, without dropout.
+        gradient: If the half asks for it (`full_gradient`), that of the mean loss of all of the
+            client's samples, at `start`.
     """
 
     task: Task
@@ -76,10 +89,47 @@ class ClientContext:
     step: int = 0
     trainable: tuple[str, ...] = ()
     grad: Grad = gradient
+    momentum: float = 0.0
+    features: Callable[..., tuple[Tensor, Tensor]] = _no_features
+    gradient: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def scalar(self, value: float | Tensor) -> Tensor:
+        """Return a number as a 0-d tensor of the model's precision, as for `upload`."""
+        if isinstance(value, Tensor):
+            return value
+        like = next(t for t in self.start.values() if t.is_floating_point())
+        return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """What is added to every gradient: pull · (w − anchor) + offset.
+
+    Attributes:
+        pull: A number >= 0; the same for all tensors.
+        anchor: name -> tensor of the parameter's shape; None for the model as received.
+        offset: name -> tensor of the parameter's shape; may leave out some, or name others.
+    """
+
+    pull: float = 0.0
+    anchor: Mapping[str, Tensor] | None = None
+    offset: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def onto(self, grads: Params, params: Params, start: Mapping[str, Tensor]) -> Params:
+        """Return shifted gradients."""
+        anchor, shifted = start if self.anchor is None else self.anchor, {}
+        for name, grad in grads.items():
+            if self.pull:
+                grad = grad + self.pull * (params[name] - anchor[name])
+            shifted[name] = grad + self.offset[name] if name in self.offset else grad
+        return shifted
 
 
 class ClientHalf:
     """The default client half: the task's mean loss, plain gradients, nothing else sent back."""
+
+    full_gradient: bool = False
+    """Whether `context.gradient` is wanted; it costs a pass over the client's samples."""
 
     def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
         """Return the batch's loss, a scalar, from the model's outputs `[B, ...]`."""
@@ -89,9 +139,17 @@ class ClientHalf:
         """Return the batch's loss, a scalar; by default, the criterion of one forward pass."""
         return self.criterion(context.model(params, batch.x), batch, context)
 
+    def shift(self, context: ClientContext) -> Shift:
+        """Return what is added to every gradient of this round; by default, nothing.
+
+        Elementwise algebra of the context's tensors only: the cohort engine calls it once for all
+        clients of a chunk, whose `context.arrays` (and the result) then have a leading axis.
+        """
+        return Shift()
+
     def correct(self, grads: Params, params: Params, context: ClientContext) -> Params:
-        """Return the gradients that the step shall use; by default, as they are."""
-        return grads
+        """Return the gradients that the step shall use; by default, with `shift` added."""
+        return self.shift(context).onto(grads, params, context.start)
 
     def upload(self, params: Params, context: ClientContext) -> Params:
         """Return further tensors for the server after the last step; by default, none."""

@@ -35,11 +35,18 @@ class Plan:
     num_examples: np.ndarray
 
 
-def make_plan(runtime: ClientRuntime, clients: np.ndarray, server_round: int) -> Plan:
-    """Draw the batches of `clients`: the same draws as one client at a time."""
+def make_plan(
+    runtime: ClientRuntime, clients: np.ndarray, server_round: int, *, sweep: bool = False
+) -> Plan:
+    """Draw the batches of `clients`: the same draws as one client at a time.
+
+    With `sweep`, every sample of each client once, in order.
+    """
     pool = runtime.pool(clients.tolist())
     batches = [
-        runtime.work.batches(runtime.seed, server_round, int(client), len(rows))
+        runtime.work.sweep(len(rows))
+        if sweep
+        else runtime.work.batches(runtime.seed, server_round, int(client), len(rows))
         for client, rows in zip(clients, pool.rows, strict=True)
     ]
     order = np.argsort([-len(b) for b in batches], kind="stable")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim import seeds
-from fedsim.client.differentiate import Grad, gradient
+from fedsim.client import differentiate
+from fedsim.client.differentiate import Grad
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD
@@ -54,11 +55,17 @@ class ClientRuntime:
         self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
         modules = self.model.modules()
         self.drops = any(isinstance(m, KeyedDropout) and m.p > 0 for m in modules)
+        private = type(self.estimator).__name__
         if self.half.overrides("gradient") and not self.estimator.plain:
             raise ConfigError(
-                f"privacy: {type(self.estimator).__name__} cannot make the gradients of "
-                f"{type(self.half).__name__} private, which are not those of one loss; "
-                "use privacy=none, or another strategy"
+                f"privacy: {private} cannot make the gradients of {type(self.half).__name__} "
+                "private, which are not those of one loss; use privacy=none, or another strategy"
+            )
+        if self.half.full_gradient and not self.estimator.plain:
+            raise ConfigError(
+                f"strategy: {type(self.half).__name__} asks for the gradient of all of a client's "
+                f"samples beside its local steps, which {private} does not account for; "
+                "use privacy=none, or (SCAFFOLD) strategy.option=II"
             )
 
     def initial_params(self) -> Params:
@@ -83,6 +90,37 @@ class ClientRuntime:
         """Return the model's outputs on `x [B, ...]` under `params`."""
         outputs: Tensor = functional_call(self.model, params, (x,))
         return outputs
+
+    def features(self, params: Params, x: Tensor, *, train: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the model's outputs on `x` and what its last linear layer was given.
+
+        Last in the order of execution; hooks see it without a word from the model, and under
+        `torch.func` as well.
+
+        Raises:
+            ConfigError: The model has no such layer.
+        """
+        given: list[Tensor] = []
+
+        def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            given.append(args[0])
+
+        linear = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear)]
+        hooks = [layer.register_forward_pre_hook(note) for layer in linear]
+        before = self.model.training
+        try:
+            self.model.train(train)
+            outputs = self.apply(params, x)
+        finally:
+            self.model.train(before)
+            for hook in hooks:
+                hook.remove()
+        if not given:
+            raise ConfigError(
+                "model: the strategy compares representations, which are what the last linear "
+                f"layer is given, but {type(self.model).__name__} has no nn.Linear; use model=mlp"
+            )
+        return outputs, given[-1]
 
     def dropout(self, server_round: int, clients: Sequence[int]) -> list[torch.Generator]:
         """Return the generators of some clients' dropout masks; none where nothing is dropped."""
@@ -133,7 +171,8 @@ class ClientRuntime:
         server_round: int,
         steps: int | Tensor,
         step: int = 0,
-        grad: Grad = gradient,
+        grad: Grad = differentiate.gradient,
+        gradient: Params | None = None,
     ) -> ClientContext:
         """Make the context that one client's half sees in one round."""
         return ClientContext(
@@ -147,6 +186,9 @@ class ClientRuntime:
             lr=self.work.lr_at(server_round),
             steps=steps,
             step=step,
+            momentum=self.work.momentum,
+            features=self.features,
+            gradient=gradient or {},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fedsim.client.half import Batch
 from fedsim.client.objective import mean_scores, sample_scores
-from fedsim.client.runtime import ClientRuntime
+from fedsim.client.runtime import ClientRuntime, Pool
 from fedsim.models.dropout import install
 from fedsim.records import NUM_EXAMPLES, Params
 
@@ -51,11 +52,13 @@ def train_client(
     trained = {name: local[name] for name in runtime.trainable}
     rest = {name: local[name] for name in local if name not in trained}
     dropout = runtime.dropout(server_round, [client])
-    runtime.model.train()
 
     def loss(leaves: Params, batch: Batch) -> Tensor:
         return half.loss({**rest, **leaves}, batch, context)
 
+    if runtime.half.full_gradient:
+        context = replace(context, gradient=_full_gradient(runtime, loss, trained, pool))
+    runtime.model.train()
     velocity: Params = {}
     total, seen = 0.0, 0
     for step, positions in enumerate(batches):
@@ -78,6 +81,27 @@ def train_client(
         upload = half.upload(local, context)
     metrics = {NUM_EXAMPLES: float(len(rows)), TRAIN_LOSS: total / max(seen, 1)}
     return LocalResult(local, upload, metrics)
+
+
+def _full_gradient(
+    runtime: ClientRuntime,
+    loss: Callable[[Params, Batch], Tensor],
+    trained: Params,
+    pool: Pool,
+) -> Params:
+    """Return the gradient of the mean loss over all of a client's samples, as for evaluation.
+
+    That is, without dropout: the mean of the batches' gradients, each weighed by its length.
+    """
+    runtime.model.eval()
+    rows = pool.rows[0]
+    total = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+    for positions in runtime.work.sweep(len(rows)):
+        x, y = pool.take(rows[positions])
+        grads, _ = runtime.estimator.estimate(loss, trained, Batch(x=x, y=y))
+        for name, grad in grads.items():
+            total[name].add_(grad, alpha=len(y) / len(rows))
+    return total
 
 
 def evaluate_client(

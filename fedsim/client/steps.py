@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client.differentiate import functional_gradient
-from fedsim.client.half import Batch, ClientContext
+from fedsim.client.half import Batch, ClientContext, Shift
 from fedsim.client.objective import sample_losses
 from fedsim.client.runtime import ClientRuntime
 from fedsim.layers.model import StackedModel
@@ -31,9 +31,10 @@ class CohortStep(abc.ABC):
         client_arrays: name -> `[K, ...]`; updated in place where the half does so.
         steps_K: How many steps each client takes.
         server_round: 1, 2, ...
+        gradient: Each client's gradient over all of its samples, where the half asks for it.
 
     Attributes:
-        step: Which of them is being taken: 0, 1, ...
+        step: Which of the steps is being taken: 0, 1, ...
     """
 
     def __init__(
@@ -45,14 +46,19 @@ class CohortStep(abc.ABC):
         client_arrays: Params,
         steps_K: Tensor,
         server_round: int,
+        gradient: Params,
     ) -> None:
         self.runtime = runtime
         self.weights = weights
         self.start, self.client_arrays, self.steps_K = start, client_arrays, steps_K
-        self.server_round = server_round
+        self.server_round, self.gradient = server_round, gradient
         self.step = 0
         self.lr = runtime.work.lr_at(server_round)
         self.trained = {name: weights[name] for name in runtime.trainable}
+        self.corrects = any(runtime.half.overrides(level) for level in ("correct", "frozen"))
+        self.shift: Shift | None = None
+        if runtime.half.overrides("shift") and not self.corrects:
+            self.shift = runtime.half.shift(self.context(client_arrays, steps_K))
         self.velocity: Params = {}
         if runtime.work.momentum:
             self.velocity = {name: torch.zeros_like(w) for name, w in self.trained.items()}
@@ -83,7 +89,15 @@ class CohortStep(abc.ABC):
             Each client's mean batch loss before the step, `[A]`.
         """
 
-    def context(self, arrays: Params, steps: Tensor) -> ClientContext:
+    @abc.abstractmethod
+    def add_gradient(
+        self, into: Params, x: Tensor, y: Tensor, lengths: np.ndarray, share_A: Tensor
+    ) -> None:
+        """Add `share_A` × the gradients of a batch, as for evaluation; no step is taken."""
+
+    def context(
+        self, arrays: Params, steps: Tensor, gradient: Params | None = None
+    ) -> ClientContext:
         """Return one client's context; under `vmap`, its tensors are that client's."""
         return self.runtime.context(
             params=self.start,
@@ -92,6 +106,7 @@ class CohortStep(abc.ABC):
             steps=steps,
             step=self.step,
             grad=functional_gradient,
+            gradient=gradient,
         )
 
     def own(self, index: slice | Tensor) -> tuple[Params, Tensor]:
@@ -103,12 +118,14 @@ class CohortStep(abc.ABC):
     def correct_and_step(self, grads: Params, active: int) -> None:
         """Apply the half's correction and PyTorch's SGD rule to the first `active` rows."""
         weights = {name: w[:active] for name, w in self.trained.items()}
-        if self.runtime.half.overrides("correct"):
+        if self.corrects:
 
             def correct(g: Params, w: Params, arrays: Params, steps: Tensor) -> Params:
                 return self.runtime.half.correct(g, w, self.context(arrays, steps))
 
             grads = torch.vmap(correct)(grads, weights, *self.own(slice(active)))
+        elif self.shift is not None:
+            self._add_shift(self.shift, grads, weights)
         velocity = {name: v[:active] for name, v in self.velocity.items()}
         if not self.runtime.half.overrides("frozen"):
             self.runtime.work.step_(weights, grads, velocity, self.lr)
@@ -132,16 +149,29 @@ class CohortStep(abc.ABC):
         frozen: Params = torch.vmap(one)(*self.own(slice(active)))
         return frozen
 
+    def _add_shift(self, shift: Shift, into: Params, weights: Params) -> None:
+        """Add the half's shift to gradients (or to what they are added to), in place."""
+        for name, target in into.items():
+            if shift.pull:
+                target.add_(weights[name], alpha=shift.pull)
+                target.sub_(self._anchor(shift, name, len(target)), alpha=shift.pull)
+            if name in shift.offset:
+                target.add_(shift.offset[name][: len(target)])
+
+    def _anchor(self, shift: Shift, name: str, active: int) -> Tensor:
+        return self.start[name] if shift.anchor is None else shift.anchor[name][:active]
+
     def upload(self) -> Params:
         """Return what the half sends besides the model, name -> `[K, ...]`."""
         if not self.runtime.half.overrides("upload"):
             return {}
 
-        def one(weights: Params, arrays: Params, steps: Tensor) -> Params:
-            return self.runtime.half.upload(weights, self.context(arrays, steps))
+        def one(weights: Params, gradient: Params, arrays: Params, steps: Tensor) -> Params:
+            return self.runtime.half.upload(weights, self.context(arrays, steps, gradient))
 
         with torch.no_grad():
-            uploads: Params = torch.vmap(one)(self.weights, *self.own(slice(None)))
+            own = self.own(slice(None))
+            uploads: Params = torch.vmap(one)(self.weights, self.gradient, *own)
         return uploads
 
 
@@ -157,7 +187,6 @@ class RuleStep(CohortStep):
         self.stacked = stacked
         stacked.tape.weights = self.weights
         stacked.module.train()
-        self.corrects = runtime.half.overrides("correct") or runtime.half.overrides("frozen")
         self.grads: Params = {}
         if self.corrects:
             self.grads = {name: torch.empty_like(w) for name, w in self.trained.items()}
@@ -167,13 +196,22 @@ class RuleStep(CohortStep):
     ) -> Tensor:
         if dropout:
             install(self.stacked.module, dropout, lengths.tolist())
-        outputs = self.stacked.forward(x.flatten(0, 1), len(lengths))
-        if self.runtime.half.overrides("criterion"):
-            loss_A = self._criterion(outputs, x, y, lengths)
-        else:
-            loss_A = self._mean_losses(outputs, y, lengths)
+        loss_A = self._losses(x, y, lengths)
         self._update(self.stacked.backward(loss_A.sum()), len(lengths))
         return loss_A.detach()
+
+    def add_gradient(
+        self, into: Params, x: Tensor, y: Tensor, lengths: np.ndarray, share_A: Tensor
+    ) -> None:
+        self.stacked.module.eval()
+        loss_A = self._losses(x, y, lengths)
+        self.stacked.contract_(into, self.stacked.backward((share_A * loss_A).sum()), 1.0)
+
+    def _losses(self, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        outputs = self.stacked.forward(x.flatten(0, 1), len(lengths))
+        if self.runtime.half.overrides("criterion"):
+            return self._criterion(outputs, x, y, lengths)
+        return self._mean_losses(outputs, y, lengths)
 
     def _mean_losses(self, outputs: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
         active, width = y.shape[:2]
@@ -214,12 +252,31 @@ class RuleStep(CohortStep):
             torch._foreach_mul_(buffers, work.momentum)
             if work.weight_decay:
                 torch._foreach_add_(buffers, rows, alpha=work.weight_decay)
+            if self.shift is not None:
+                self._add_shift(self.shift, velocity, weights)
             self.stacked.contract_(velocity, output_grads, 1.0)
             torch._foreach_add_(rows, buffers, alpha=-self.lr)
         else:  # plain SGD: straight into the weights
-            if work.weight_decay:
+            if self.shift is not None:
+                self._step_by_shift(self.shift, weights)
+            elif work.weight_decay:
                 torch._foreach_mul_(list(weights.values()), 1 - self.lr * work.weight_decay)
             self.stacked.contract_(weights, output_grads, -self.lr)
+
+    def _step_by_shift(self, shift: Shift, weights: Params) -> None:
+        """Take the part of a plain SGD step that is known before its gradient."""
+        lr, decay = self.lr, self.runtime.work.weight_decay
+        for name, w in weights.items():
+            if shift.pull:
+                anchor = self._anchor(shift, name, len(w))
+                if not decay:
+                    w.lerp_(anchor, lr * shift.pull)  # w + η pull (anchor − w)
+                else:
+                    w.mul_(1 - lr * (decay + shift.pull)).add_(anchor, alpha=lr * shift.pull)
+            elif decay:
+                w.mul_(1 - lr * decay)
+            if name in shift.offset:
+                w.sub_(shift.offset[name][: len(w)], alpha=lr)
 
 
 class VmapStep(CohortStep):
@@ -228,8 +285,21 @@ class VmapStep(CohortStep):
     def run(
         self, x: Tensor, y: Tensor, lengths: np.ndarray, dropout: list[torch.Generator]
     ) -> Tensor:
-        active = len(lengths)
         self.runtime.model.train()
+        grads, losses_A = self._gradients(x, y, lengths)
+        self.correct_and_step(grads, len(lengths))
+        return losses_A
+
+    def add_gradient(
+        self, into: Params, x: Tensor, y: Tensor, lengths: np.ndarray, share_A: Tensor
+    ) -> None:
+        self.runtime.model.eval()
+        grads, _ = self._gradients(x, y, lengths)
+        for name, rows in grads.items():
+            into[name].add_(rows * share_A.view(-1, *[1] * (rows.dim() - 1)))
+
+    def _gradients(self, x: Tensor, y: Tensor, lengths: np.ndarray) -> tuple[Params, Tensor]:
+        active = len(lengths)
         grads = {name: torch.empty_like(w[:active]) for name, w in self.trained.items()}
         losses_A = x.new_zeros(active, dtype=next(iter(grads.values())).dtype)
 
@@ -251,8 +321,7 @@ class VmapStep(CohortStep):
             for rows, new in ((grads, part), (self.client_arrays, own)):
                 for name, tensor in new.items():
                     rows[name][index] = tensor
-        self.correct_and_step(grads, active)
-        return losses_A
+        return grads, losses_A
 
 
 def length_groups(lengths: np.ndarray, device: torch.device) -> list[tuple[int, slice | Tensor]]:

@@ -97,6 +97,10 @@ class LocalSGD(Part):
         stream = self._stream(rng, n, size)
         return [next(stream) for _ in range(self.steps)]
 
+    def sweep(self, n: int) -> list[np.ndarray]:
+        """Return batches that hold each of n samples once, in order."""
+        return [np.arange(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
+
     @staticmethod
     def _stream(rng: np.random.Generator, n: int, size: int) -> Iterator[np.ndarray]:
         while True:

@@ -88,12 +88,13 @@ class CohortGrid(InProcessGrid):
         for start in range(0, len(group), size):
             part = slice(start, start + size)
             clients = group.client_index[part]
-            own = {name: rows[part] for name, rows in group.client_arrays.items()}
+            own = group.client_arrays(part)
             if self.trainer is None:
                 raise RuntimeError(f"the plan '{self.plan}' has no chunks")
             if group.message_type == "train":
                 yield self.trainer.train(clients, group.server_round, params, own)
             elif self.runtime.half.personal:
+                own = own(clients) if callable(own) else own
                 yield evaluate_personal(self.trainer, clients, group.server_round, params, own)
             else:
                 yield evaluate_clients(self.runtime, clients, params)

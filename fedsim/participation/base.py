@@ -77,4 +77,5 @@ class WithSamples(Schedule):
         return clients[self.num_samples(clients) > 0]
 
     def rates(self) -> np.ndarray:
-        return self.schedule.rates()
+        rates = self.schedule.rates()
+        return np.where(self.num_samples(np.arange(len(rates))) > 0, rates, 0.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.client import ClientHalf, LocalSGD
+from fedsim.client import ClientHalf, LocalSGD, Shift
 from fedsim.client.cohort import evaluate_personal
 from fedsim.client.gradient import Plain
 from fedsim.client.half import Batch, ClientContext
@@ -74,6 +74,43 @@ class Everything(LogOfSquares, FedProx):
         }
 
 
+class Pulled(ClientHalf):
+    """A shift of both kinds, its offset missing one parameter and naming one that is none."""
+
+    def shift(self, context):
+        offset = {n: 2 * context.arrays[f"control.{n}"] for n in context.start}
+        offset.pop("output.bias", None)
+        return Shift(pull=0.3, offset={**offset, "nobody": context.arrays["scale"]})
+
+
+class Pushed(Distance):
+    """A shift by an offset alone, of a half that also replaces the loss."""
+
+    def shift(self, context):
+        return Shift(offset={n: context.arrays[f"control.{n}"] for n in context.start})
+
+
+class Near(ClientHalf):
+    def shift(self, context):
+        return Shift(pull=0.3)
+
+
+class Anchored(ClientHalf):
+    """Each client is pulled to a place of its own."""
+
+    def shift(self, context):
+        return Shift(pull=0.4, anchor={n: context.arrays[f"control.{n}"] for n in context.start})
+
+
+class Whole(LogOfSquares):
+    """Sends back the gradient of its whole loss, at the model as it came."""
+
+    full_gradient = True
+
+    def upload(self, params, context):
+        return {n: g + context.arrays["scale"] for n, g in context.gradient.items()}
+
+
 class OwnStart(ClientHalf):
     """Begins elsewhere for each client, and names few of its own tensors; the rest is shared."""
 
@@ -122,9 +159,9 @@ class FromAfar(ClientHalf):
 
 
 HALVES = [ClientHalf, LogOfSquares, BatchSpread, Distance, FedProx, Scaffold, Everything]
-HALVES += [OwnStart, Phases, Curved]
+HALVES += [Pulled, Pushed, Near, Whole, OwnStart, Phases, Curved]
 PLANS = [(half, "vmap") for half in HALVES]
-PLANS += [(half, "rules") for half in HALVES if half not in (Distance, Curved)]
+PLANS += [(half, "rules") for half in HALVES if not issubclass(half, (Distance, Curved))]
 WORKS = [
     LocalSGD(lr=0.1, batch_size=4),
     LocalSGD(lr=0.1, batch_size=4, epochs=2, momentum=0.9, weight_decay=0.01),
@@ -249,6 +286,78 @@ def test_corrections_see_trainable_parameters_only_and_frozen_ones_stay():
         names = set(params) - {frozen}
         assert seen
         assert all(pair == (names, names) for pair in seen)
+
+
+@pytest.mark.parametrize("work", WORKS, ids=["plain", "momentum", "steps"])
+@pytest.mark.parametrize("plan", ["sequential", "rules", "vmap"])
+def test_a_shift_is_that_correction(plan, work):
+    """Written as a correction of the gradient instead, it takes the same steps."""
+
+    class Corrected(ClientHalf):
+        def correct(self, grads, params, context):
+            shift = Pulled().shift(context)
+            corrected = {
+                n: g + 0.3 * (params[n] - context.start[n]) + shift.offset.get(n, 0)
+                for n, g in grads.items()
+            }
+            return corrected
+
+    dataset, results = classification(dtype=torch.float64), []
+    for half in (Pulled(), Corrected(), ClientHalf()):
+        runtime = make_runtime(dataset, MLP(hidden=[5]), half=half, work=work)
+        params, arrays = runtime.initial_params(), client_arrays(runtime)
+        if plan == "sequential":
+            own = {name: t[2] for name, t in arrays.items()}
+            settings = {"client": 2, "server_round": 3, "params": params, "client_arrays": own}
+            results.append(train_client(runtime, **settings).params)
+        else:
+            trainer, _, _ = choose_trainer(runtime, plan)
+            chunk = trainer.train(CLIENTS[2:3], 3, params, {n: t[2:3] for n, t in arrays.items()})
+            results.append({name: rows[0].clone() for name, rows in chunk.arrays.items()})
+    for name, t in results[0].items():
+        torch.testing.assert_close(t, results[1][name], rtol=1e-10, atol=1e-12)
+        assert not torch.allclose(t, results[2][name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("plan", ["sequential", "rules", "vmap"])
+def test_the_full_gradient_is_that_of_all_samples_at_once(plan):
+    """Client 6 has 25 samples, in batches of 4 and a last one of 1; its loss is their mean."""
+
+    class Mean(ClientHalf):
+        full_gradient = True
+
+        def upload(self, params, context):
+            return dict(context.gradient)
+
+    runtime = make_runtime(classification(dtype=torch.float64), MLP(hidden=[5]), half=Mean())
+    params = {n: t.requires_grad_() for n, t in runtime.initial_params().items()}
+    rows = torch.from_numpy(runtime.samples(6))
+    outputs = runtime.apply(params, runtime.dataset.train_x[rows])
+    loss = torch.nn.functional.cross_entropy(outputs, runtime.dataset.train_y[rows])
+    expected = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+    start = {name: t.detach() for name, t in params.items()}
+    if plan == "sequential":
+        settings = {"client": 6, "server_round": 3, "params": start, "client_arrays": {}}
+        got = train_client(runtime, **settings).upload
+    else:
+        trainer, _, _ = choose_trainer(runtime, plan)
+        chunk = trainer.train(CLIENTS, 3, start, {})
+        row = chunk.client_index.tolist().index(6)
+        got = {name: rows[row] for name, rows in chunk.client_arrays.items()}
+    for name, t in expected.items():
+        torch.testing.assert_close(got[name], t, rtol=1e-10, atol=1e-12)
+
+
+def test_the_full_gradient_is_no_private_release():
+    class Noisy(Plain):
+        @property
+        def plain(self):
+            return False
+
+    runtime = make_runtime(classification(), MLP(hidden=[5]), half=Whole())
+    runtime.estimator = Noisy()
+    with pytest.raises(ConfigError, match=r"Whole asks for the gradient of all .* privacy=none"):
+        runtime.__post_init__()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TypeVar
 
@@ -13,15 +13,23 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsim.admission import Admission
+from fedsim.client import ClientContext
 from fedsim.engines.base import LocalGrid
 from fedsim.engines.flwr_compat import client_error, make_run
 from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
-from fedsim.records import NUM_EXAMPLES, Chunk, Params, Replies, to_record, to_tensors
+from fedsim.records import (
+    CLIENT_ARRAYS,
+    NUM_EXAMPLES,
+    Chunk,
+    Params,
+    Replies,
+    to_record,
+    to_tensors,
+)
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import Federation, FedsimStrategy, Round
 
-A = TypeVar("A")
 S = TypeVar("S", bound=Strategy)
 Answer = Callable[[Message], list[Message]]
 
@@ -65,6 +73,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             schedule=schedule,
             evaluate=evaluate,  # type: ignore[arg-type]
             layers=LAYERS,
+            lr_at=lambda server_round: 0.5 / server_round,
         )
     return strategy
 
@@ -149,9 +158,42 @@ class ToyGrid(LocalGrid):
         super().__init__(SimpleNamespace(partition=partition))  # type: ignore[arg-type]
         self.answer = answer
         self.zero_copy = zero_copy
+        self.strategy: Strategy | None = None
 
     def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
-        return [reply for message in messages for reply in self.answer(message)]
+        return [
+            with_upload(self.strategy, message, reply)
+            for message in messages
+            for reply in self.answer(message)
+        ]
+
+
+def with_upload(strategy: Strategy | None, message: Message, reply: Message) -> Message:
+    """Add to a reply what the strategy's client half sends beside the model."""
+    if not isinstance(strategy, FedsimStrategy) or not strategy.client_half.overrides("upload"):
+        return reply
+    if not reply.has_content() or CLIENT_ARRAYS in reply.content:
+        return reply
+    sent = message.content.array_records
+    own = to_tensors(sent.get(CLIENT_ARRAYS, {}))
+    upload = upload_of(strategy, to_tensors(sent["arrays"]), own)
+    reply.content[CLIENT_ARRAYS] = to_record(upload, zero_copy=False)
+    return reply
+
+
+def upload_of(strategy: FedsimStrategy, start: Params, own: Params) -> Params:
+    """Return what one client's half sends beside the model, of one step of 0.5 on |x|^2 / 4."""
+    context = ClientContext(
+        task="regression",
+        model=lambda params, x: x,
+        start=start,
+        arrays=own,
+        server_round=1,
+        lr=0.5,
+        steps=1,
+        gradient={name: x / 2 for name, x in start.items() if x.is_floating_point()},
+    )
+    return strategy.client_half.upload(start, context)
 
 
 def reply(
@@ -161,7 +203,7 @@ def reply(
     *,
     examples: object = 1,
 ) -> Message:
-    """Answer a message; by default, with the model as it came, and the client's own arrays too."""
+    """Answer a message; by default, with the model as it came."""
     if arrays is None:
         arrays = message.content.array_records["arrays"]
     if not isinstance(arrays, ArrayRecord):
@@ -169,17 +211,7 @@ def reply(
     if not isinstance(metrics, MetricRecord):
         loss = {"train-loss": 1.0}
         metrics = MetricRecord({NUM_EXAMPLES: examples, **loss, **(metrics or {})})  # type: ignore[dict-item]
-    content = RecordDict({"arrays": arrays, "metrics": metrics})
-    sent = message.content.array_records
-    own = returned(sent.get("client-arrays", {}), sent["arrays"])
-    if own and message.metadata.message_type == "train":
-        content["client-arrays"] = ArrayRecord(own)
-    return Message(content, reply_to=message)
-
-
-def returned(own: Mapping[str, A], model: Iterable[str]) -> dict[str, A]:
-    """Return what of its own arrays a client sends back: all but parts of the model, as it is."""
-    return {name: array for name, array in own.items() if name not in set(model)}
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
 def quadratic(message: Message, centre: float, lr: float = 0.5, examples: object = 1) -> Message:
@@ -209,6 +241,7 @@ def loop(
     seed: int = 0,
 ) -> RoundLoop:
     clients = evaluation is not None and evaluation.clients
+    grid.strategy = strategy
     return RoundLoop(
         strategy=federate(strategy, schedule, "all" if clients else "none"),
         grid=grid,
