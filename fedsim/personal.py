@@ -7,12 +7,13 @@ back from the reply: so it survives processes, engines and resumes alike. It is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from fedsim.client_table import ClientTable
-from fedsim.records import Chunk, Params, Replies, UpdateSum
+from fedsim.records import Chunk, Params, PayloadOf, Replies, UpdateSum
 from fedsim.strategy import Round
 
 Weighting = Literal["examples", "uniform"]
@@ -53,10 +54,10 @@ class PersonalPart:
     def __init__(self) -> None:
         self.table = ClientTable()
 
-    def payload(self, context: Round, personal: Collection[str]) -> Params:
-        """Return the parts of those asked, name -> `[K, ...]`."""
+    def payload(self, context: Round, personal: Collection[str]) -> PayloadOf | Params:
+        """Return what gives clients their parts, name -> `[K, ...]`."""
         initial = self._fit(context, personal)
-        return self.table.rows(context.asked, default=initial) if initial else {}
+        return partial(self.table.rows, default=initial) if initial else {}
 
     def average(
         self,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -29,7 +30,7 @@ from fedsim.client import Batch, ClientContext, ClientHalf
 from fedsim.client_table import ClientTable
 from fedsim.parts import Range
 from fedsim.personal import Weighting, average
-from fedsim.records import Params, Replies
+from fedsim.records import Params, PayloadOf, Replies
 from fedsim.strategy import FedsimStrategy, Round, State
 
 OWN = "own/"
@@ -87,15 +88,15 @@ class Ditto(FedsimStrategy):
     def client_half(self) -> ClientHalf:
         return Personal(self.lam)
 
-    def client_payload(self, context: Round) -> Params:
+    def client_payload(self, context: Round) -> PayloadOf:
         if not self._initial:  # the first round, or the first one that has participants
             self._initial = {OWN + name: t.clone() for name, t in context.params.items()}
         device = next(iter(context.params.values())).device
         self._initial = {name: tensor.to(device) for name, tensor in self._initial.items()}
         self._models.fit(self._initial, context.num_clients)
-        return self._models.rows(context.asked, default=self._initial)
+        return partial(self._models.rows, default=self._initial)
 
-    def evaluation_payload(self, context: Round) -> Params:
+    def evaluation_payload(self, context: Round) -> PayloadOf:
         return self.client_payload(context)
 
     def upload_like(self, context: Round) -> Mapping[str, Tensor]:

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from fedsim.client import ClientContext, ClientHalf
 from fedsim.parts import Range
 from fedsim.personal import PersonalPart, Weighting
-from fedsim.records import Params, Replies
+from fedsim.records import Params, PayloadOf, Replies
 from fedsim.strategy import FedsimStrategy, Round, State
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class FedBN(FedsimStrategy):
         kept = [layer for layer in self.model_layers if issubclass(layer.kind, kinds)]
         return {name for layer in kept for name in layer.names}
 
-    def client_payload(self, context: Round) -> Params:
+    def client_payload(self, context: Round) -> Params | PayloadOf:
         personal = self.personal()
         if not personal and not self._warned:
             log.warning(
@@ -86,7 +86,7 @@ class FedBN(FedsimStrategy):
             self._warned = True
         return self._norms.payload(context, personal)
 
-    def evaluation_payload(self, context: Round) -> Params:
+    def evaluation_payload(self, context: Round) -> Params | PayloadOf:
         return self._norms.payload(context, self.personal())
 
     def aggregate(self, context: Round, replies: Replies) -> Params:

@@ -23,7 +23,7 @@ from fedsim.client import ClientContext, ClientHalf
 from fedsim.models.structure import head
 from fedsim.parts import Range
 from fedsim.personal import PersonalPart, Weighting
-from fedsim.records import Params, Replies
+from fedsim.records import Params, PayloadOf, Replies
 from fedsim.strategy import FedsimStrategy, Round, State
 
 
@@ -57,10 +57,10 @@ class FedPer(FedsimStrategy):
     def client_half(self) -> ClientHalf:
         return OwnHead()
 
-    def client_payload(self, context: Round) -> Params:
+    def client_payload(self, context: Round) -> Params | PayloadOf:
         return self._heads.payload(context, head(self.model_layers, self.head_layers))
 
-    def evaluation_payload(self, context: Round) -> Params:
+    def evaluation_payload(self, context: Round) -> Params | PayloadOf:
         return self.client_payload(context)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:

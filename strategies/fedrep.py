@@ -27,7 +27,7 @@ from fedsim.client import ClientContext, ClientHalf
 from fedsim.models.structure import head
 from fedsim.parts import Range
 from fedsim.personal import PersonalPart, Weighting
-from fedsim.records import Params, Replies
+from fedsim.records import Params, PayloadOf, Replies
 from fedsim.strategy import FedsimStrategy, Round, State
 
 
@@ -72,10 +72,10 @@ class FedRep(FedsimStrategy):
     def client_half(self) -> ClientHalf:
         return HeadThenBody(self.head_share)
 
-    def client_payload(self, context: Round) -> Params:
+    def client_payload(self, context: Round) -> Params | PayloadOf:
         return self._heads.payload(context, head(self.model_layers, self.head_layers))
 
-    def evaluation_payload(self, context: Round) -> Params:
+    def evaluation_payload(self, context: Round) -> Params | PayloadOf:
         return self.client_payload(context)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:

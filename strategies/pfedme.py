@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from torch import Tensor
@@ -28,7 +29,7 @@ from fedsim.client import Batch, ClientContext, ClientHalf
 from fedsim.client_table import ClientTable
 from fedsim.parts import Range
 from fedsim.personal import Weighting, average
-from fedsim.records import Params, Replies
+from fedsim.records import Params, PayloadOf, Replies
 from fedsim.strategy import FedsimStrategy, Round, State
 
 OWN = "own/"
@@ -75,7 +76,7 @@ class PFedMe(FedsimStrategy):
         server_lr: β.
     """
 
-    lam: Annotated[float, Range(gt=0)] = 1.0
+    lam: Annotated[float, Range(gt=0)] = 5.0
     inner_steps: Annotated[int, Range(ge=1)] = 5
     inner_lr: Annotated[float, Range(gt=0)] = 0.1
     weighting: Weighting = "uniform"
@@ -89,12 +90,12 @@ class PFedMe(FedsimStrategy):
     def client_half(self) -> ClientHalf:
         return Envelope(self.lam, self.inner_steps, self.inner_lr)
 
-    def client_payload(self, context: Round) -> Params:
+    def client_payload(self, context: Round) -> PayloadOf:
         current = self.upload_like(context)
         self._models.fit(current, context.num_clients)
-        return self._models.rows(context.asked, default=current)
+        return partial(self._models.rows, default=current)
 
-    def evaluation_payload(self, context: Round) -> Params:
+    def evaluation_payload(self, context: Round) -> PayloadOf:
         return self.client_payload(context)
 
     def upload_like(self, context: Round) -> Mapping[str, Tensor]:

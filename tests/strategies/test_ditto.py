@@ -103,7 +103,7 @@ def test_a_poisoned_personal_model_reaches_nobody():
         replies = chunk([0, 1], torch.tensor([[1.0], [3.0]], dtype=torch.float64))
         replies.client_arrays = {"own/x": torch.tensor(own, dtype=torch.float64)[:, None]}
         result = strategy.aggregate(context, Stacked(replies))
-        return result, strategy.client_payload(context)["own/x"].flatten().tolist()
+        return result, strategy.client_payload(context)(context.asked)["own/x"].flatten().tolist()
 
     good, kept = next_model([0.1, 0.3])
     spoilt, kept_spoilt = next_model([1e30, 0.3])

@@ -82,11 +82,13 @@ def test_a_poisoned_head_never_reaches_the_average():
         strategy = federate(FedPer(), Masks(np.ones((1, 2))))
         params = {"x": torch.zeros(1), "w": torch.full((2, 2), 7.0)}
         context = Round(server_round=1, num_clients=2, asked=np.arange(2), params=params)
-        assert torch.equal(strategy.client_payload(context)["w"], torch.full((2, 2, 2), 7.0))
+        assert torch.equal(
+            strategy.client_payload(context)(context.asked)["w"], torch.full((2, 2, 2), 7.0)
+        )
         replies = chunk([0, 1], torch.tensor([[1.0], [3.0]]))
         replies.arrays["w"] = torch.tensor(head)[:, None, None].expand(2, 2, 2)
         result = strategy.aggregate(context, Stacked(replies))
-        return result, strategy.client_payload(context)["w"][:, 0, 0].tolist()
+        return result, strategy.client_payload(context)(context.asked)["w"][:, 0, 0].tolist()
 
     good, kept = next_model([1.0, 2.0])
     spoilt, kept_spoilt = next_model([-1e30, 2.0])
