@@ -33,6 +33,7 @@ from fedsim.errors import ConfigError
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
+from fedsim.models.structure import layers_of
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.partition.base import Partition, PartitionPart, train_sizes
 from fedsim.records import Params
@@ -183,6 +184,7 @@ class Simulation:
                 seed=self.settings.seed,
                 schedule=self.schedule,
                 evaluate=self._evaluating,
+                layers=layers_of(self.model),
                 lr_at=self.work.lr_at,
                 trainable=lambda: self.runtime.trainable,
             )

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.half import ClientHalf
-from fedsim.errors import ResumeError, TooFewClientsError
+from fedsim.errors import ConfigError, ResumeError, TooFewClientsError
+from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
 from fedsim.records import Instructions, Params, PayloadOf, Replies, to_record, to_tensors
@@ -48,6 +49,7 @@ class Federation:
         seed: The scenario's.
         schedule: Who takes part when.
         evaluate: Which clients evaluate: nobody, this round's participants, or everybody.
+        layers: The model's layers that hold tensors, in order; None if nobody knows.
         lr_at: The clients' learning rate in a round (1, 2, ...); None if the server is not told.
         trainable: Names of the tensors that clients train, the rest being buffers and frozen; None
             if the server is not told.
@@ -57,6 +59,7 @@ class Federation:
     seed: int
     schedule: Schedule
     evaluate: EvaluateWhom = "none"
+    layers: tuple[Layer, ...] | None = None
     lr_at: Callable[[int], float] | None = None
     trainable: Callable[[], Collection[str]] | None = None
 
@@ -99,6 +102,10 @@ class FedsimStrategy(Strategy, abc.ABC):
         Where that is large, a function from client indices to their rows: an engine asks it for a
         few clients at a time, each of them before its reply is drawn.
         """
+        return {}
+
+    def evaluation_payload(self, context: Round) -> Params | PayloadOf:
+        """Return the same for those who evaluate, where clients score models of their own."""
         return {}
 
     def upload_like(self, context: Round) -> Mapping[str, Tensor]:
@@ -180,8 +187,20 @@ class FedsimStrategy(Strategy, abc.ABC):
         elif self.federation is not None and self.federation.evaluate == "cohort":
             asked = self.federation.schedule.select(server_round)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
+        context = Round(
+            server_round=server_round,
+            num_clients=nodes.count,
+            asked=asked,
+            params=to_tensors(arrays),
+        )
         self._sent_evaluate = self._instructions(
-            MessageType.EVALUATE, server_round, nodes, asked, arrays, config, {}
+            MessageType.EVALUATE,
+            server_round,
+            nodes,
+            asked,
+            arrays,
+            config,
+            self.evaluation_payload(context),
         )
         return self._sent_evaluate
 
@@ -207,6 +226,21 @@ class FedsimStrategy(Strategy, abc.ABC):
         return self.upload_like(self._round)
 
     # --- helpers -----------------------------------------------------------------------------
+
+    @property
+    def model_layers(self) -> tuple[Layer, ...]:
+        """The model's layers.
+
+        Raises:
+            ConfigError: Nobody has told.
+        """
+        if self.federation is None or self.federation.layers is None:
+            raise ConfigError(
+                f"{type(self).__name__} must know the layers of the model, as a fedsim simulation "
+                "tells it; elsewhere, set strategy.federation = Federation(..., "
+                "layers=fedsim.models.structure.layers_of(model))"
+            )
+        return self.federation.layers
 
     def trained(self, params: Params) -> Params:
         """Return the part of a model that clients train, as far as the server knows.

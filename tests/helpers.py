@@ -16,6 +16,7 @@ from fedsim.client.runtime import ClientRuntime
 from fedsim.data.dataset import Dataset
 from fedsim.engines.base import EnginePart
 from fedsim.models.base import ModelPart
+from fedsim.models.structure import layers_of
 from fedsim.participation.base import Schedule
 from fedsim.partition.base import ArrayPartition, Partition
 from fedsim.records import Params
@@ -144,6 +145,7 @@ def run(
             seed=0,
             schedule=schedule,
             evaluate=whom,
+            layers=layers_of(runtime.model),
             lr_at=runtime.work.lr_at,
             trainable=lambda: runtime.trainable,
         )

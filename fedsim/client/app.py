@@ -52,8 +52,15 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        runtime, client = find(context), index_of(context)
-        metrics = evaluate_client(runtime, client=client, params=_params(runtime, message))
+        runtime = find(context)
+        config = message.content.config_records.get(CONFIG, ConfigRecord())
+        metrics = evaluate_client(
+            runtime,
+            client=index_of(context),
+            server_round=int(config.get("server-round", 0)),  # type: ignore[arg-type]
+            params=_params(runtime, message),
+            client_arrays=_client_arrays(runtime, message),
+        )
         return Message(reply_content(None, metrics, zero_copy=zero_copy), reply_to=message)
 
     return app

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim import seeds
+from fedsim.client import differentiate
+from fedsim.client.differentiate import Grad
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD
@@ -56,11 +58,17 @@ class ClientRuntime:
         self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
         modules = self.model.modules()
         self.drops = any(isinstance(m, KeyedDropout) and m.p > 0 for m in modules)
+        private = type(self.estimator).__name__
+        if self.half.overrides("gradient") and not self.estimator.plain:
+            raise ConfigError(
+                f"privacy: {private} cannot make the gradients of {type(self.half).__name__} "
+                "private, which are not those of one loss; use privacy=none, or another strategy"
+            )
         if self.half.full_gradient and not self.estimator.plain:
             raise ConfigError(
                 f"strategy: {type(self.half).__name__} asks for the gradient of all of a client's "
-                f"samples beside its local steps, which {type(self.estimator).__name__} does not "
-                "account for; use privacy=none, or (SCAFFOLD) strategy.option=II"
+                f"samples beside its local steps, which {private} does not account for; "
+                "use privacy=none, or (SCAFFOLD) strategy.option=II"
             )
 
     def initial_params(self) -> Params:
@@ -165,17 +173,22 @@ class ClientRuntime:
         client_arrays: Params,
         server_round: int,
         steps: int | Tensor,
+        step: int = 0,
+        grad: Grad = differentiate.gradient,
         gradient: Params | None = None,
     ) -> ClientContext:
         """Make the context that one client's half sees in one round."""
         return ClientContext(
             task=self.dataset.task,
             model=self.apply,
+            grad=grad,
+            trainable=self.trainable,
             start=params,
             arrays=client_arrays,
             server_round=server_round,
             lr=self.work.lr_at(server_round),
             steps=steps,
+            step=step,
             momentum=self.work.momentum,
             features=self.features,
             gradient=gradient or {},

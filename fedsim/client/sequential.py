@@ -39,33 +39,46 @@ def train_client(
     pool = runtime.pool([client])
     rows = pool.rows[0]
     batches = runtime.work.batches(runtime.seed, server_round, client, len(rows))
+    half = runtime.half
     context = runtime.context(
-        params=params, client_arrays=client_arrays, server_round=server_round, steps=len(batches)
+        params=params,
+        client_arrays={name: tensor.clone() for name, tensor in client_arrays.items()},
+        server_round=server_round,
+        steps=len(batches),
     )
-    local = {name: tensor.clone() for name, tensor in params.items()}
+    with torch.no_grad():
+        began = half.begin(params, context)
+    local = {name: began[name].clone() for name in params}
     trained = {name: local[name] for name in runtime.trainable}
     rest = {name: local[name] for name in local if name not in trained}
     dropout = runtime.dropout(server_round, [client])
 
     def loss(leaves: Params, batch: Batch) -> Tensor:
-        return runtime.half.loss({**rest, **leaves}, batch, context)
+        return half.loss({**rest, **leaves}, batch, context)
 
     if runtime.half.full_gradient:
         context = replace(context, gradient=_full_gradient(runtime, loss, trained, pool))
     runtime.model.train()
     velocity: Params = {}
     total, seen = 0.0, 0
-    for positions in batches:
+    for step, positions in enumerate(batches):
         x, y = pool.take(rows[positions])
+        context = replace(context, step=step)
         if dropout:
             install(runtime.model, dropout, [len(y)])
-        grads, value = runtime.estimator.estimate(loss, trained, Batch(x=x, y=y))
+        if half.overrides("gradient"):
+            grads, value, arrays = half.gradient(local, Batch(x=x, y=y), context)
+            context = replace(context, arrays=arrays)
+        else:
+            grads, value = runtime.estimator.estimate(loss, trained, Batch(x=x, y=y))
         with torch.no_grad():
-            grads = runtime.half.correct(grads, trained, context)
-            runtime.work.step_(trained, grads, velocity, context.lr)
+            grads = half.correct(grads, trained, context)
+            frozen = half.frozen(context)
+            moving = {name: grad for name, grad in grads.items() if not frozen.get(name, False)}
+            runtime.work.step_(trained, moving, velocity, context.lr)
         total, seen = total + float(value) * len(y), seen + len(y)
     with torch.no_grad():
-        upload = runtime.half.upload(local, context)
+        upload = half.upload(local, context)
     metrics = {NUM_EXAMPLES: float(len(rows)), TRAIN_LOSS: total / max(seen, 1)}
     return LocalResult(local, upload, metrics)
 
@@ -91,12 +104,35 @@ def _full_gradient(
     return total
 
 
-def evaluate_client(runtime: ClientRuntime, *, client: int, params: Params) -> dict[str, float]:
-    """Return one client's scores on its held-out samples, under `params`."""
+def evaluate_client(
+    runtime: ClientRuntime,
+    *,
+    client: int,
+    server_round: int,
+    params: Params,
+    client_arrays: Params,
+) -> dict[str, float]:
+    """Return one client's scores on its held-out samples, under its view of `params`."""
     pool = runtime.pool([client], held_out=True)
     x, y = pool.take(pool.rows[0])
+    if runtime.half.personal and len(y):
+        context = runtime.context(
+            params=params, client_arrays=client_arrays, server_round=server_round, steps=0
+        )
+        batch = first_batch(runtime, client, server_round)
+        runtime.model.eval()
+        params = runtime.half.evaluated(params, batch, context)
     scores = evaluate(runtime, params, x, y)
     return {NUM_EXAMPLES: float(len(y)), **scores}
+
+
+def first_batch(runtime: ClientRuntime, client: int, server_round: int) -> Batch:
+    """Return the batch of training samples that a client would begin a round with."""
+    pool = runtime.pool([client])
+    rows = pool.rows[0]
+    batches = runtime.work.batches(runtime.seed, server_round, client, len(rows))
+    x, y = pool.take(rows[batches[0]])
+    return Batch(x=x, y=y)
 
 
 @torch.no_grad()

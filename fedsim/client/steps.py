@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch, ClientContext, Shift
 from fedsim.client.objective import sample_losses
 from fedsim.client.runtime import ClientRuntime
@@ -27,10 +28,13 @@ class CohortStep(abc.ABC):
         runtime: Data, model, client half.
         weights: name -> `[K, ...]`, updated in place.
         start: The model as the clients received it.
-        client_arrays: name -> `[K, ...]`.
+        client_arrays: name -> `[K, ...]`; updated in place where the half does so.
         steps_K: How many steps each client takes.
         server_round: 1, 2, ...
         gradient: Each client's gradient over all of its samples, where the half asks for it.
+
+    Attributes:
+        step: Which of the steps is being taken: 0, 1, ...
     """
 
     def __init__(
@@ -48,15 +52,30 @@ class CohortStep(abc.ABC):
         self.weights = weights
         self.start, self.client_arrays, self.steps_K = start, client_arrays, steps_K
         self.server_round, self.gradient = server_round, gradient
+        self.step = 0
         self.lr = runtime.work.lr_at(server_round)
         self.trained = {name: weights[name] for name in runtime.trainable}
-        self.corrects = runtime.half.overrides("correct")
+        self.corrects = any(runtime.half.overrides(level) for level in ("correct", "frozen"))
         self.shift: Shift | None = None
         if runtime.half.overrides("shift") and not self.corrects:
             self.shift = runtime.half.shift(self.context(client_arrays, steps_K))
         self.velocity: Params = {}
         if runtime.work.momentum:
             self.velocity = {name: torch.zeros_like(w) for name, w in self.trained.items()}
+        self.begin()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Put each client's own parts into its weights."""
+        if not self.runtime.half.overrides("begin"):
+            return
+
+        def one(arrays: Params, steps: Tensor) -> Params:
+            return self.runtime.half.begin(self.start, self.context(arrays, steps))
+
+        began = torch.vmap(one)(*self.own(slice(None)))
+        for name, weights in self.weights.items():
+            weights.copy_(began[name])
 
     @abc.abstractmethod
     def run(
@@ -85,6 +104,8 @@ class CohortStep(abc.ABC):
             client_arrays=arrays,
             server_round=self.server_round,
             steps=steps,
+            step=self.step,
+            grad=functional_gradient,
             gradient=gradient,
         )
 
@@ -106,7 +127,27 @@ class CohortStep(abc.ABC):
         elif self.shift is not None:
             self._add_shift(self.shift, grads, weights)
         velocity = {name: v[:active] for name, v in self.velocity.items()}
+        if not self.runtime.half.overrides("frozen"):
+            self.runtime.work.step_(weights, grads, velocity, self.lr)
+            return
+        moving = (weights, velocity)
+        before = [{name: t.clone() for name, t in tensors.items()} for tensors in moving]
         self.runtime.work.step_(weights, grads, velocity, self.lr)
+        for name, frozen_A in self.frozen(active).items():
+            for tensors, old in zip(moving, before, strict=True):
+                if name in tensors:
+                    mask = frozen_A.view(-1, *[1] * (tensors[name].dim() - 1))
+                    tensors[name].copy_(torch.where(mask, old[name], tensors[name]))
+
+    def frozen(self, active: int) -> Params:
+        """Return which parameters stay in this step, name -> bool `[A]`."""
+
+        def one(arrays: Params, steps: Tensor) -> Params:
+            frozen = self.runtime.half.frozen(self.context(arrays, steps))
+            return {name: torch.as_tensor(value) for name, value in frozen.items()}
+
+        frozen: Params = torch.vmap(one)(*self.own(slice(active)))
+        return frozen
 
     def _add_shift(self, shift: Shift, into: Params, weights: Params) -> None:
         """Add the half's shift to gradients (or to what they are added to), in place."""
@@ -262,19 +303,24 @@ class VmapStep(CohortStep):
         grads = {name: torch.empty_like(w[:active]) for name, w in self.trained.items()}
         losses_A = x.new_zeros(active, dtype=next(iter(grads.values())).dtype)
 
-        def loss(trained: Params, rest: Params, xb: Tensor, yb: Tensor, *own: object) -> Tensor:
-            context = self.context(*own)  # type: ignore[arg-type]
-            return self.runtime.half.loss({**rest, **trained}, Batch(x=xb, y=yb), context)
+        replaced = self.runtime.half.overrides("gradient")
+
+        def one(
+            weights: Params, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor
+        ) -> tuple[Params, Tensor, Params]:
+            half, batch, context = self.runtime.half, Batch(x=xb, y=yb), self.context(arrays, steps)
+            if replaced:
+                return half.gradient(weights, batch, context)
+            return *half.loss_gradient(weights, batch, context), {}
 
         for length, index in length_groups(lengths, y.device):
-            trained = {name: w[index] for name, w in self.trained.items()}
-            rest = {name: w[index] for name, w in self.weights.items() if name not in trained}
-            batch = [t[index, :length] for t in (x, y)]
-            step = torch.vmap(torch.func.grad_and_value(loss))
-            part, values = step(trained, rest, *batch, *self.own(index))
+            weights = {name: w[index] for name, w in self.weights.items()}
+            xb, yb = (t[index, :length] for t in (x, y))
+            part, values, own = torch.vmap(one)(weights, xb, yb, *self.own(index))
             losses_A[index] = values
-            for name, grad in part.items():
-                grads[name][index] = grad
+            for rows, new in ((grads, part), (self.client_arrays, own)):
+                for name, tensor in new.items():
+                    rows[name][index] = tensor
         return grads, losses_A
 
 

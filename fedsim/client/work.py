@@ -109,18 +109,20 @@ class LocalSGD(Part):
                 yield order[start : start + size]
 
     def step_(self, params: Params, grads: Params, velocity: Params, lr: float) -> None:
-        """Take one SGD step in place; `velocity` is empty before the first."""
+        """Take one SGD step in place; a name's `velocity` is absent before its first."""
         names = list(grads)
+        if not names:  # everything is frozen
+            return
         weights: list[Tensor] = [params[name] for name in names]
         updates: list[Tensor] = [grads[name] for name in names]
         if self.weight_decay:
             updates = list(torch._foreach_add(updates, weights, alpha=self.weight_decay))
         if self.momentum:
-            if not velocity:
-                velocity.update({n: g.clone() for n, g in zip(names, updates, strict=True)})
-            else:
-                buffers = [velocity[name] for name in names]
-                torch._foreach_mul_(buffers, self.momentum)
-                torch._foreach_add_(buffers, updates)
-            updates = [velocity[name] for name in names]
+            for name, update in zip(names, updates, strict=True):
+                if name not in velocity:
+                    velocity[name] = torch.zeros_like(update)
+            buffers = [velocity[name] for name in names]
+            torch._foreach_mul_(buffers, self.momentum)
+            torch._foreach_add_(buffers, updates)
+            updates = buffers
         torch._foreach_add_(weights, updates, alpha=-lr)

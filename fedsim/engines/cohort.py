@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedsim.client.app import make_client_app
-from fedsim.client.cohort import CohortTrainer, evaluate_clients
+from fedsim.client.cohort import CohortTrainer, evaluate_clients, evaluate_personal
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import RuleStep, VmapStep
 from fedsim.engines.base import EnginePart
@@ -39,6 +39,9 @@ from fedsim.records import (
 )
 
 log = logging.getLogger(__name__)
+
+WITHOUT_RULES = {"loss": "loss", "gradient": "gradient", "evaluated": "evaluation"}
+"""Levels of a client half that call the model themselves -> what a half that has them replaces."""
 
 PlanName = Literal["auto", "rules", "vmap", "sequential"]
 
@@ -86,11 +89,16 @@ class CohortGrid(InProcessGrid):
         for start in range(0, len(group), size):
             part = slice(start, start + size)
             clients = group.client_index[part]
-            if group.message_type == "evaluate":
-                yield evaluate_clients(self.runtime, clients, params)
-            elif self.trainer is not None:
-                own = group.client_arrays(part)
+            own = group.client_arrays(part)
+            if self.trainer is None:
+                raise RuntimeError(f"the plan '{self.plan}' has no chunks")
+            if group.message_type == "train":
                 yield self.trainer.train(clients, group.server_round, params, own)
+            elif self.runtime.half.personal:
+                own = own(clients) if callable(own) else own
+                yield evaluate_personal(self.trainer, clients, group.server_round, params, own)
+            else:
+                yield evaluate_clients(self.runtime, clients, params)
 
     def _group(self, messages: Sequence[Message]) -> list[Instructions] | None:
         """Return messages of any Flower strategy as groups that ask the same of their clients.
@@ -175,11 +183,19 @@ def choose_trainer(
 
 
 def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
-    if runtime.half.overrides("loss"):
-        raise NoRuleError(f"{type(runtime.half).__name__} replaces the whole loss")
+    for level, what in WITHOUT_RULES.items():
+        if runtime.half.overrides(level):
+            raise NoRuleError(f"{type(runtime.half).__name__} replaces the whole {what}")
     stacked = StackedModel(runtime.model)
     probe_independence(stacked, runtime.initial_params(), runtime.dataset.train_x[:2])
-    return CohortTrainer(runtime, partial(RuleStep, stacked))
+
+    def models(weights: Params, x: Tensor) -> Tensor:
+        stacked.tape.weights = weights
+        stacked.module.eval()
+        outputs = stacked.forward(x.flatten(0, 1), len(x))
+        return outputs.view(*x.shape[:2], *outputs.shape[1:])
+
+    return CohortTrainer(runtime, partial(RuleStep, stacked), models)
 
 
 def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
@@ -203,7 +219,13 @@ def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
     pairs = {name: torch.stack([t, t]) for name, t in params.items()}
     trained = {name: pairs.pop(name) for name in runtime.trainable}
     torch.vmap(torch.func.grad(total))(trained, pairs, torch.stack([x, x]))
-    return CohortTrainer(runtime, VmapStep)
+
+    def models(weights: Params, x: Tensor) -> Tensor:
+        runtime.model.eval()
+        outputs: Tensor = torch.vmap(runtime.apply)(weights, x)
+        return outputs
+
+    return CohortTrainer(runtime, VmapStep, models)
 
 
 def default_chunk(runtime: ClientRuntime) -> int:

@@ -3,19 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedsim.client import ClientHalf, LocalSGD, Shift
+from fedsim.client.cohort import evaluate_personal
 from fedsim.client.gradient import Plain
 from fedsim.client.half import Batch, ClientContext
 from fedsim.client.objective import sample_losses
-from fedsim.client.sequential import train_client
+from fedsim.client.sequential import evaluate_client, train_client
 from fedsim.engines.cohort import choose_trainer
 from fedsim.errors import ConfigError
 from fedsim.models.cnn import CNN
 from fedsim.models.mlp import MLP
 from fedsim.models.transformer import Transformer
 from fedsim.records import NUM_EXAMPLES, Params
-from tests.helpers import RAGGED, classification, make_runtime, regression, tokens
+from tests.helpers import RAGGED, classification, make_runtime, regression, shares, tokens
 from tests.layers.zoo import Residual
 
 CLIENTS = np.arange(len(RAGGED))
@@ -109,8 +111,57 @@ class Whole(LogOfSquares):
         return {n: g + context.arrays["scale"] for n, g in context.gradient.items()}
 
 
+class OwnStart(ClientHalf):
+    """Begins elsewhere for each client, and names few of its own tensors; the rest is shared."""
+
+    def begin(self, params, context):
+        name = "output.bias"
+        return {**params, name: params[name] + context.arrays[f"control.{name}"]}
+
+
+class Phases(OwnStart, FedProx):
+    """Output layer frozen in the first steps, the others in the last; a client's own share."""
+
+    def frozen(self, context):
+        first = context.step + 1 < context.arrays["scale"] * context.steps
+        return {"output.weight": first, "output.bias": first, "hidden1.weight": first == False}  # noqa: E712
+
+
+class Curved(ClientHalf):
+    """A gradient that takes two derivatives, another model's too, and that changes what is own."""
+
+    def gradient(self, params, batch, context):
+        grads, loss = self.loss_gradient(params, batch, context)
+
+        def slope(trained):
+            inner, _ = self.loss_gradient({**params, **trained}, batch, context)
+            return sum((inner[name] * grads[name]).sum() for name in grads)
+
+        bent, _ = context.grad(slope, {name: params[name] for name in grads})
+        arrays = dict(context.arrays)
+        own = {n: t + arrays[f"control.{n}"] for n, t in params.items()}
+        own_grads, _ = self.loss_gradient(own, batch, context)
+        for name, grad in own_grads.items():
+            arrays[f"control.{name}"] = arrays[f"control.{name}"] - context.lr * grad
+        arrays["scale"] = arrays["scale"] + context.step
+        return {n: g - 0.1 * bent[n] for n, g in grads.items()}, loss, arrays
+
+    def upload(self, params, context):
+        return dict(context.arrays)
+
+
+class FromAfar(ClientHalf):
+    """Scores the model after one step of its own, from a shifted start."""
+
+    def evaluated(self, params, batch, context):
+        grads, _ = self.loss_gradient(params, batch, context)
+        return {n: t - context.arrays["scale"] * grads[n] for n, t in params.items()}
+
+
 HALVES = [ClientHalf, LogOfSquares, BatchSpread, Distance, FedProx, Scaffold, Everything]
-HALVES += [Pulled, Pushed, Near, Anchored, Whole]
+HALVES += [Pulled, Pushed, Near, Whole, OwnStart, Phases, Curved]
+PLANS = [(half, "vmap") for half in HALVES]
+PLANS += [(half, "rules") for half in HALVES if not issubclass(half, (Distance, Curved))]
 WORKS = [
     LocalSGD(lr=0.1, batch_size=4),
     LocalSGD(lr=0.1, batch_size=4, epochs=2, momentum=0.9, weight_decay=0.01),
@@ -148,19 +199,16 @@ def compare(runtime, plan: str) -> None:
         assert set(alone.metrics) == set(chunk.metrics)
         for name, value in alone.metrics.items():
             assert chunk.metrics[name][row] == pytest.approx(value, rel=1e-10, abs=1e-12)
-        moved = max(float((alone.params[n] - params[n]).abs().max()) for n in params)
+        context = runtime.context(params=params, client_arrays=own, server_round=3, steps=1)
+        start = runtime.half.begin(params, context)
+        moved = max(float((alone.params[n] - start[n]).abs().max()) for n in params)
         assert (moved > 1e-3) == (alone.metrics[NUM_EXAMPLES] > 0)
 
 
 @pytest.mark.parametrize("work", WORKS, ids=["plain", "momentum", "steps"])
 @pytest.mark.parametrize(
     ("half", "plan"),
-    [
-        (half, plan)
-        for half in HALVES
-        for plan in ("rules", "vmap")
-        if not (issubclass(half, Distance) and plan == "rules")
-    ],
+    PLANS,
 )
 def test_plans_agree_with_one_client_at_a_time(half, work, plan):
     dataset = classification(dtype=torch.float64)
@@ -310,3 +358,110 @@ def test_the_full_gradient_is_no_private_release():
     runtime.estimator = Noisy()
     with pytest.raises(ConfigError, match=r"Whole asks for the gradient of all .* privacy=none"):
         runtime.__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("half", "plan"), [(OwnStart, "rules"), (OwnStart, "vmap"), (FromAfar, "vmap")]
+)
+def test_clients_score_their_own_models_under_every_plan(half, plan):
+    dataset = classification(dtype=torch.float64)
+    runtime = make_runtime(dataset, MLP(hidden=[5]), half=half(), holdout=0.4)
+    assert runtime.half.personal
+    params, arrays = runtime.initial_params(), client_arrays(runtime)
+    trainer, used, why = choose_trainer(runtime, plan)
+    assert used == plan, why
+    chunk = evaluate_personal(trainer, CLIENTS, 3, params, arrays)
+    assert chunk.client_index.tolist() == CLIENTS.tolist()
+    losses = []
+    for client in CLIENTS.tolist():
+        alone = evaluate_client(
+            runtime,
+            client=client,
+            server_round=3,
+            params=params,
+            client_arrays={name: t[client] for name, t in arrays.items()},
+        )
+        for name, value in alone.items():
+            assert chunk.metrics[name][client] == pytest.approx(value, rel=1e-10)
+        losses += [alone["loss"]] if alone[NUM_EXAMPLES] else []
+        shared = evaluate_client(
+            make_runtime(dataset, MLP(hidden=[5]), holdout=0.4),
+            client=client,
+            server_round=3,
+            params=params,
+            client_arrays={},
+        )
+        assert not alone[NUM_EXAMPLES] or abs(alone["loss"] - shared["loss"]) > 1e-4
+    assert len(set(losses)) == len(losses) == sum(int(n * 0.4) > 0 for n in RAGGED)
+
+
+def test_many_held_out_samples_are_scored_in_slices(monkeypatch):
+    """4096 in all at a time: here of eight clients, one of which has most."""
+    dataset = classification(9000, dtype=torch.float64)
+    sizes = (7000, 3, 1500, 40, 7, 100, 0, 300)
+    runtime = make_runtime(
+        dataset, MLP(hidden=[3]), half=OwnStart(), holdout=0.5, partition=shares(dataset, sizes)
+    )
+    params, arrays = runtime.initial_params(), client_arrays(runtime)
+    trainer, _, _ = choose_trainer(runtime, "rules")
+    chunk = evaluate_personal(trainer, CLIENTS, 1, params, arrays)
+    assert chunk.metrics[NUM_EXAMPLES].tolist() == [n // 2 for n in sizes]
+    for client in (0, 1, 2, 7):
+        alone = evaluate_client(
+            runtime,
+            client=client,
+            server_round=1,
+            params=params,
+            client_arrays={name: t[client] for name, t in arrays.items()},
+        )
+        assert chunk.metrics["accuracy"][client] == pytest.approx(alone["accuracy"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("half", "what"), [(Distance, "loss"), (Curved, "gradient"), (FromAfar, "evaluation")]
+)
+def test_what_the_layer_rules_cannot_run_is_named(half, what):
+    runtime = make_runtime(classification(dtype=torch.float64), MLP(hidden=[5]), half=half())
+    said = f"{half.__name__} replaces the whole {what}"
+    assert choose_trainer(runtime, "auto")[1:] == ("vmap", said)
+
+
+def test_a_replaced_gradient_is_refused_under_a_private_estimator():
+    class Private(Plain):
+        @property
+        def plain(self):
+            return False
+
+    runtime = make_runtime(classification(), MLP(hidden=[5]), half=Curved())
+    runtime.estimator = Private()
+    with pytest.raises(ConfigError, match=r"privacy: Private cannot .* Curved .*privacy=none"):
+        runtime.__post_init__()
+
+
+def test_what_a_client_was_sent_is_not_written_to():
+    """Normalisation layers update their statistics in place."""
+
+    class Beside(ClientHalf):
+        def gradient(self, params, batch, context):
+            self.loss_gradient(dict(context.arrays), batch, context)
+            return super().gradient(params, batch, context)
+
+        def upload(self, params, context):
+            return dict(context.arrays)
+
+    def model():
+        return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    runtime = make_runtime(classification(), model, half=Beside())
+    arrays = runtime.initial_params()
+    result = train_client(
+        runtime,
+        client=0,
+        server_round=1,
+        params=runtime.initial_params(),
+        client_arrays=arrays,
+    )
+    start = runtime.initial_params()
+    assert all(torch.equal(arrays[name], t) for name, t in start.items())
+    assert result.upload["1.num_batches_tracked"] == 2
+    assert not torch.equal(result.upload["1.running_mean"], start["1.running_mean"])

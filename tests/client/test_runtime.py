@@ -125,7 +125,9 @@ def test_feature_skew_is_applied_by_both_engines_in_training_and_evaluation():
             )
             for key, t in one.params.items():
                 torch.testing.assert_close(chunk.arrays[key][row], t, rtol=1e-10, atol=1e-10)
-            score = evaluate_client(runtime, client=client, params=params)
+            score = evaluate_client(
+                runtime, client=client, server_round=1, params=params, client_arrays={}
+            )
             assert {k: columns[k][client] for k in score} == pytest.approx(score, rel=1e-10)
             trained[name, client], scored[name, client] = one.params["output.weight"], score
     assert torch.equal(trained["plain", 0], trained["scaled", 0])  # client 0 sees them as they are

@@ -11,11 +11,20 @@ from torch import Tensor
 from fedsim import third_party
 from fedsim.errors import ResumeError
 from fedsim.participation.base import Schedule
-from fedsim.strategy import FedsimStrategy
+from fedsim.strategy import FedsimStrategy, Round
 from fedsim.third_party import StrategyError
 from tests.contract._discover import FLOWERS, NAMES, OURS, make, spec
 from tests.faults._bad import BAD
-from tests.strategies._toy import Masks, ToyGrid, equal, everyone, finish, loop, quadratic
+from tests.strategies._toy import (
+    Masks,
+    ToyGrid,
+    equal,
+    everyone,
+    federate,
+    finish,
+    loop,
+    quadratic,
+)
 
 CLIENTS = 12
 START = {"x": torch.tensor([0.5, -1.0, 2.0]), "w": torch.ones(2, 2)}
@@ -138,6 +147,33 @@ def test_state_round_trip(name):
 def _copy(value):
     """A state as a checkpoint gives it back: arrays become tensors."""
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_client_is_sent_its_own_rows_before_and_after_a_resume(name):
+    """In training and in evaluation, whoever else is asked; all of it comes back from the state."""
+    first, second = make(name), make(name)
+    masks = masks_of(3)
+    masks[:, 7] = False  # who has never taken part
+    params, _ = run(first, masks)
+    second.load_state_dict({key: _copy(value) for key, value in first.state_dict().items()})
+    federate(second, Masks(masks))
+
+    def payloads(strategy, *clients):
+        asked = np.array(clients)
+        context = Round(server_round=4, num_clients=CLIENTS, asked=asked, params=params)
+        sent = [strategy.client_payload(context), strategy.evaluation_payload(context)]
+        sent = [payload(asked) if callable(payload) else payload for payload in sent]
+        for payload in sent:
+            for rows in payload.values():
+                assert len(rows) == len(asked)
+                assert torch.isfinite(rows).all()
+        return sent
+
+    everyone = payloads(first, *range(CLIENTS))
+    for strategy in (first, second):
+        for payload, whole in zip(payloads(strategy, 2, 7, 8), everyone, strict=True):
+            assert equal(payload, {key: rows[[2, 7, 8]] for key, rows in whole.items()})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -154,7 +154,10 @@ class StackedGrid(ToyGrid):
         clients = messages.client_index
         rows = x + 0.25 * (torch.from_numpy(clients).float()[:, None] - x)
         examples = {NUM_EXAMPLES: 1.0 + clients, "train-loss": np.ones(len(clients))}
-        upload = upload_of(self.strategy, {"x": x})
+        own = messages.client_arrays(slice(None))
+        own = own(clients) if callable(own) else own
+        first = {name: rows[0] for name, rows in own.items()}
+        upload = upload_of(self.strategy, {"x": x}, first)
         chunk = Chunk(
             client_index=clients,
             arrays={"x": rows},

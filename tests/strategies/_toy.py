@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.admission import Admission
 from fedsim.client import ClientContext
 from fedsim.engines.base import LocalGrid
 from fedsim.engines.flwr_compat import client_error, make_run
+from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
 from fedsim.records import (
     CLIENT_ARRAYS,
@@ -31,6 +32,12 @@ from fedsim.strategy import Federation, FedsimStrategy, Round
 
 S = TypeVar("S", bound=Strategy)
 Answer = Callable[[Message], list[Message]]
+
+LAYERS = (
+    Layer(path="x", kind=nn.Linear, parameters=("x",)),
+    Layer(path="w", kind=nn.BatchNorm1d, parameters=("w",), buffers=("seen",)),
+)
+"""Of the toy models, so that strategies have layers to keep for the clients."""
 
 make_run()  # Flower makes no message before its task identity is set
 
@@ -65,6 +72,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             seed=0,
             schedule=schedule,
             evaluate=evaluate,  # type: ignore[arg-type]
+            layers=LAYERS,
             lr_at=lambda server_round: 0.5 / server_round,
         )
     return strategy
@@ -166,18 +174,20 @@ def with_upload(strategy: Strategy | None, message: Message, reply: Message) -> 
         return reply
     if not reply.has_content() or CLIENT_ARRAYS in reply.content:
         return reply
-    upload = upload_of(strategy, to_tensors(message.content.array_records["arrays"]))
+    sent = message.content.array_records
+    own = to_tensors(sent.get(CLIENT_ARRAYS, {}))
+    upload = upload_of(strategy, to_tensors(sent["arrays"]), own)
     reply.content[CLIENT_ARRAYS] = to_record(upload, zero_copy=False)
     return reply
 
 
-def upload_of(strategy: FedsimStrategy, start: Params) -> Params:
+def upload_of(strategy: FedsimStrategy, start: Params, own: Params) -> Params:
     """Return what one client's half sends beside the model, of one step of 0.5 on |x|^2 / 4."""
     context = ClientContext(
         task="regression",
         model=lambda params, x: x,
         start=start,
-        arrays={},
+        arrays=own,
         server_round=1,
         lr=0.5,
         steps=1,
