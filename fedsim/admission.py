@@ -195,6 +195,8 @@ class AdmittedReplies(Replies):
     def chunks(self) -> Iterator[Chunk]:
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
         for chunk in chunks:
+            for client, told in sorted(chunk.errors.items()):
+                self._reject("error", f"client {client}", self._told(f"client {client}", told))
             if not len(chunk):
                 continue
             good = self._check_columns(chunk)
@@ -226,10 +228,11 @@ class AdmittedReplies(Replies):
     def _decode(self, message: Message, seen: set[int]) -> Decoded | None:
         node = message.metadata.src_node_id
         if message.has_error():  # sent by the client, or by Flower on behalf of a node that is gone
-            reason = (message.error.reason or f"error code {message.error.code}")[:MAX_REASON]
-            if node in self._client_of and not self._failure:
-                self._failure = f"client {self._client_of[node]}: {reason}"
-            raise Rejected("error", reason)
+            told = message.error.reason or f"error code {message.error.code}"
+            known = node in self._client_of
+            raise Rejected(
+                "error", self._told(f"client {self._client_of[node]}" if known else "", told)
+            )
         if node not in self._client_of:
             raise Rejected("unknown", "was not asked")
         if self._group is not None and message.metadata.group_id != self._group:
@@ -252,6 +255,13 @@ class AdmittedReplies(Replies):
                 raise Rejected("non-finite", f"array '{name}' holds a NaN or an infinity")
         seen.add(client)
         return client, arrays, client_arrays, metrics
+
+    def _told(self, sender: str, told: str) -> str:
+        """Return what is kept of a failure, and note the first one of a client."""
+        told = told[:MAX_REASON]
+        if sender and not self._failure:
+            self._failure = f"{sender}: {told}"
+        return told
 
     def _check_weight(self, weight: float | None) -> None:
         if weight is None or not 0 < weight <= self.rules.max_examples:

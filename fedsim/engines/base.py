@@ -1,4 +1,4 @@
-"""What the engines share: node ids that follow from client indices, and Flower's `Grid` contract."""
+"""What engines share: node ids that follow from client indices, and Flower's `Grid` contract."""
 
 from __future__ import annotations
 

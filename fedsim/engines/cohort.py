@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, cast
@@ -20,7 +20,7 @@ from fedsim.client.cohort import CohortTrainer, evaluate_clients
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import RuleStep, VmapStep
 from fedsim.engines.base import EnginePart
-from fedsim.engines.flwr_compat import FIRST_NODE_ID
+from fedsim.engines.flwr_compat import FIRST_NODE_ID, client_error
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.layers.probe import probe_independence
@@ -74,17 +74,15 @@ class CohortGrid(InProcessGrid):
             log.warning("cohort engine runs '%s': %s", self.plan, self.why)
 
     def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
-        groups = [messages] if isinstance(messages, Instructions) else self._group(messages)
+        groups = [messages] if isinstance(messages, Instructions) else group_messages(messages)
         if self.trainer is None or groups is None:
             return MessageReplies(self, messages)
-        return CohortReplies(self, groups)
+        return CohortReplies(self.run_chunks, groups)
 
     def run_chunks(self, group: Instructions) -> Iterator[Chunk]:
         """Yield the replies to one group of instructions, chunk by chunk, of about equal size."""
         params = self.runtime.received(to_tensors(group.arrays))
-        size = math.ceil(len(group) / math.ceil(len(group) / self.chunk))
-        for start in range(0, len(group), size):
-            part = slice(start, start + size)
+        for part in even_parts(len(group), self.chunk):
             clients = group.client_index[part]
             if group.message_type == "evaluate":
                 yield evaluate_clients(self.runtime, clients, params)
@@ -92,65 +90,83 @@ class CohortGrid(InProcessGrid):
                 own = {name: rows[part] for name, rows in group.client_arrays.items()}
                 yield self.trainer.train(clients, group.server_round, params, own)
 
-    def _group(self, messages: Sequence[Message]) -> list[Instructions] | None:
-        """Return messages of any Flower strategy as groups that ask the same of their clients.
-
-        None where a message carries what we do not know how to stack.
-        """
-        groups: dict[tuple[object, ...], list[Message]] = {}
-        for message in messages:
-            content, kind = message.content, message.metadata.message_type
-            if set(content) != {ARRAYS, CONFIG} or kind not in ("train", "evaluate"):
-                return None
-            config = content.config_records[CONFIG]
-            if "server-round" not in config:
-                return None
-            settings = sorted((k, v) for k, v in config.items() if k != "client-index")
-            key = (kind, id(content.array_records[ARRAYS]), repr(settings))
-            groups.setdefault(key, []).append(message)
-        return [self._instructions(group) for group in groups.values()]
-
-    def _instructions(self, group: list[Message]) -> Instructions:
-        """Return messages that ask the same as one `Instructions`, in client order."""
-        first = group[0].content
-        nodes = np.array(sorted(message.metadata.dst_node_id for message in group), np.int64)
-        config = cast(Mapping[str, Scalar], first.config_records[CONFIG])
-        return Instructions(
-            message_type=group[0].metadata.message_type,
-            server_round=int(config["server-round"]),
-            client_index=nodes - FIRST_NODE_ID,
-            node_ids=nodes,
-            arrays=first.array_records[ARRAYS],
-            config=config,
-            zero_copy=True,
-        )
-
 
 class CohortReplies(Replies):
     """Replies computed chunk by chunk, as they are drawn."""
 
     stacked = True
 
-    def __init__(self, grid: CohortGrid, groups: Sequence[Instructions]) -> None:
-        self.grid = grid
+    def __init__(
+        self,
+        run_chunks: Callable[[Instructions], Iterator[Chunk]],
+        groups: Sequence[Instructions],
+    ) -> None:
+        self.run_chunks = run_chunks
         self.groups = groups
 
     def chunks(self) -> Iterator[Chunk]:
         for group in self.groups:
-            yield from self.grid.run_chunks(group)
+            yield from self.run_chunks(group)
 
     def __iter__(self) -> Iterator[Message]:
         for group in self.groups:
-            one_group = CohortReplies(self.grid, [group])
-            everyone = stack(one_group)
+            everyone = stack(CohortReplies(self.run_chunks, [group]))
             if everyone is None:
                 continue
-            for row, message in enumerate(group):
-                values = {k: float(column[row]) for k, column in everyone.metrics.items()}
-                arrays = {name: rows[row] for name, rows in everyone.arrays.items()}
-                extra = {name: rows[row] for name, rows in everyone.client_arrays.items()}
-                content = reply_content(arrays or None, values, extra, zero_copy=True)
-                yield Message(content, reply_to=message)
+            row_of = {client: row for row, client in enumerate(everyone.client_index.tolist())}
+            for client, message in zip(group.client_index.tolist(), group, strict=True):
+                if client in everyone.errors:
+                    yield client_error(message, everyone.errors[client])
+                elif client in row_of:
+                    yield _reply(everyone, row_of[client], message)
+
+
+def _reply(everyone: Chunk, row: int, message: Message) -> Message:
+    values = {k: float(column[row]) for k, column in everyone.metrics.items()}
+    arrays = {name: rows[row] for name, rows in everyone.arrays.items()}
+    extra = {name: rows[row] for name, rows in everyone.client_arrays.items()}
+    return Message(reply_content(arrays or None, values, extra, zero_copy=True), reply_to=message)
+
+
+def group_messages(messages: Sequence[Message]) -> list[Instructions] | None:
+    """Return messages of any Flower strategy as groups that ask the same of their clients.
+
+    None where a message carries what we do not know how to stack.
+    """
+    groups: dict[tuple[object, ...], list[Message]] = {}
+    for message in messages:
+        content, kind = message.content, message.metadata.message_type
+        if set(content) != {ARRAYS, CONFIG} or kind not in ("train", "evaluate"):
+            return None
+        config = content.config_records[CONFIG]
+        if "server-round" not in config:
+            return None
+        settings = sorted((k, v) for k, v in config.items() if k != "client-index")
+        key = (kind, id(content.array_records[ARRAYS]), repr(settings))
+        groups.setdefault(key, []).append(message)
+    return [_instructions(group) for group in groups.values()]
+
+
+def _instructions(group: list[Message]) -> Instructions:
+    """Return messages that ask the same as one `Instructions`, in client order."""
+    first = group[0].content
+    nodes = np.array(sorted(message.metadata.dst_node_id for message in group), np.int64)
+    config = cast(Mapping[str, Scalar], first.config_records[CONFIG])
+    return Instructions(
+        message_type=group[0].metadata.message_type,
+        server_round=int(config["server-round"]),
+        client_index=nodes - FIRST_NODE_ID,
+        node_ids=nodes,
+        arrays=first.array_records[ARRAYS],
+        config=config,
+        zero_copy=True,
+    )
+
+
+def even_parts(count: int, at_most: int) -> list[slice]:
+    """Return slices that cut `count` into parts of about equal size."""
+    size = math.ceil(count / math.ceil(count / at_most)) if count else 1
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def choose_trainer(

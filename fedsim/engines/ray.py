@@ -24,7 +24,7 @@ from fedsim.engines import ray_start, recipe
 from fedsim.engines.base import EnginePart, reason
 from fedsim.engines.flwr_compat import become_task_of, client_error, simulate
 from fedsim.engines.remote import RemoteGrid
-from fedsim.errors import ConfigError, FedsimError, TooFewClientsError
+from fedsim.errors import ConfigError, TooFewClientsError
 from fedsim.parts import Range
 
 MAX_CLIENTS = 5_000
@@ -32,10 +32,6 @@ MAX_CLIENTS = 5_000
 
 STOP_S = 30.0
 """How long the engine may take to end by itself; a client's work is not interrupted."""
-
-
-class EngineDiedError(FedsimError):
-    """What runs the clients has ended in the middle of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +155,9 @@ class Simulation(threading.Thread):
                 return self._grids.get(timeout=0.2)
             except queue.Empty:
                 self.check()
-        raise EngineDiedError(f"engine=ray: Flower's engine has not started within {timeout:g} s")
+        raise ray_start.EngineDiedError(
+            f"engine=ray: Flower's engine has not started within {timeout:g} s"
+        )
 
     def check(self) -> None:
         """Raise if the simulation has ended.
@@ -171,7 +169,7 @@ class Simulation(threading.Thread):
             first, cause = self._failure, self._failure
             while cause is not None and (cause.__cause__ or cause.__context__) is not None:
                 cause = cause.__cause__ or cause.__context__
-            raise EngineDiedError(
+            raise ray_start.EngineDiedError(
                 f"engine=ray: Flower's engine has ended ({type(cause).__name__}: {cause})"
             ) from first
 

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,12 @@ from flwr.serverapp import Grid
 
 from fedsim.client.runtime import ClientRuntime
 from fedsim.engines import recipe
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
+
+
+class EngineDiedError(FedsimError):
+    """What runs the clients has ended in the middle of a run."""
+
 
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
 """Never by the name of the distribution: who has the engines in a checkout installs from there."""
@@ -107,11 +111,15 @@ def connect(engine: str, address: str | None, *, cpus: float | None) -> Ray:
     except Exception as error:
         ray.shutdown()
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        told = f"engine.address: no Ray cluster answers at {address!r} ({first}); start one with "
-        told += "`ray start --head`, or leave engine.address=null to start Ray on this machine"
-        local = f"engine={engine}: Ray does not start on this machine ({first}); is there room in "
-        local += f"/dev/shm and {tempfile.gettempdir()}? Its logs are in /tmp/ray/session_latest"
-        raise ConfigError(local if address is None else told) from error
+        if address is None:
+            raise ConfigError(
+                f"engine={engine}: Ray does not start on this machine ({first}); is there room for "
+                "it in the folder for temporary files, and in shared memory?"
+            ) from error
+        raise ConfigError(
+            f"engine.address: no Ray cluster answers at {address!r} ({first}); start one with "
+            "`ray start --head`, or leave engine.address=null to start Ray on this machine"
+        ) from error
     except BaseException:  # Ctrl-C leaves half of it running
         ray.shutdown()
         raise

@@ -150,7 +150,9 @@ class RemoteGrid(IndexedGrid):
         )
         reasons = [f"\nnode {node} was left out: {why}" for node, why in self._refused.items()]
         silent = len(self._questions)
-        reasons += [f"\n{silent} connected nodes have not said which client they are"] * bool(silent)
+        reasons += [f"\n{silent} connected nodes have not said which client they are"] * bool(
+            silent
+        )
         return text + "".join(reasons[:5])
 
 
