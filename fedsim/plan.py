@@ -91,4 +91,9 @@ def _engine(simulation: Simulation) -> str:
     grid = simulation.grid
     plan_name, chunk = getattr(grid, "plan", None), getattr(grid, "chunk", None)
     name = type(grid).__name__.removesuffix("Grid")
-    return name if plan_name is None else f"{name}: {plan_name}, {chunk} clients at once"
+    if plan_name is None:
+        return name
+    actors = getattr(grid, "actors", None)
+    if actors is not None:
+        return f"{name}: {plan_name}, up to {chunk} clients at once in each of {actors} actors"
+    return f"{name}: {plan_name}, {chunk} clients at once"
