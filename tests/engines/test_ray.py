@@ -23,7 +23,6 @@ import torch
 
 from fedsim.config import compose
 from fedsim.engines import ray_start
-from fedsim.engines.ray import RayGrid
 from fedsim.engines.ray_cohort import OUTSTANDING, PARTS, Answer, RayCohort, RayCohortGrid
 from fedsim.errors import ConfigError
 from fedsim.models.linear import LinearModel
@@ -108,29 +107,25 @@ def same_but_for_time(one: Sequence[RoundReport], other: Sequence[RoundReport]) 
 # --- engine=ray ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def flower(address: str) -> Iterator[RayGrid]:
-    """A grid of Flower's engine, whose clients do what those of every plain strategy do."""
-    one_actor = "engine.num_cpus=2"
-    with closing(scenario("ray", f"engine.address={address}", one_actor)) as simulation:
-        yield simulation.grid
-
-
 @with_ray
-@pytest.mark.parametrize("strategy", ["fedavg", "fedau", "fedadam", "flower_fedavg"])
-def test_flowers_engine_ends_with_the_same_bits(strategy: str, flower: RayGrid) -> None:
-    words = [f"strategy={strategy}"]
-    if strategy == "flower_fedavg":  # draws among the nodes by itself
-        words += ["strategy.fraction_train=0.5", "strategy.fraction_evaluate=0.5"]
-    expected, reports = rounds_of(scenario("in_process", *words))
-    simulation = scenario("in_process", *words)
-    simulation.__dict__["grid"] = flower
-    got, others = rounds_of(simulation)
-    assert sha(got) == sha(expected)
-    same_but_for_time(reports, others)
-    trained = 4 if strategy == "flower_fedavg" else 8
-    assert [len(report.admitted) for report in others] == [0, trained, trained, trained]
-    assert all(len(report.per_client["client-index"]) > 1 for report in others[1:])
+def test_flowers_engine_ends_with_the_same_bits(address: str) -> None:
+    """One start of the engine serves several strategies: their clients do the same work."""
+    there = [f"engine.address={address}", "engine.num_cpus=2"]
+    with closing(scenario("ray", *there)) as first:
+        grid = first.grid
+        for strategy in ("fedavg", "fedau", "fedadam", "flower_fedavg"):
+            words = [f"strategy={strategy}"]
+            if strategy == "flower_fedavg":  # draws among the nodes by itself
+                words += ["strategy.fraction_train=0.5", "strategy.fraction_evaluate=0.5"]
+            expected, reports = rounds_of(scenario("in_process", *words))
+            simulation = scenario("in_process", *words)
+            simulation.__dict__["grid"] = grid
+            got, others = rounds_of(simulation)
+            assert sha(got) == sha(expected), strategy
+            same_but_for_time(reports, others)
+            asked = 4 if strategy == "flower_fedavg" else 8
+            assert [len(report.admitted) for report in others] == [0, asked, asked, asked]
+            assert all(len(report.per_client["client-index"]) > 1 for report in others[1:])
 
 
 @with_ray
@@ -352,6 +347,15 @@ def test_a_cluster_that_is_not_there_is_one_clear_error() -> None:
     assert not ray_start.need("ray").is_initialized()
 
 
+# Who is started in the background by a shell may have been told to ignore Ctrl-C.
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fedsim.cli import app
+app()
+"""
+
+
 def marked(mark: str) -> list[str]:
     """Return the processes whose environment holds a mark: all that a command has started."""
     found = []
@@ -375,7 +379,7 @@ def test_ctrl_c_leaves_no_process(engine: str, when: str, tmp_path: Path) -> Non
     words = ["scenario=quickstart", f"engine={engine}", "rounds=100000", "engine.actors=1"]
     words += ["partition.num_clients=10", "participation.clients_per_round=2"]
     with subprocess.Popen(
-        [sys.executable, "-m", "fedsim.cli", "run", *words, f"output.root={tmp_path}"],
+        [sys.executable, "-c", COMMAND, "run", *words, f"output.root={tmp_path}"],
         env={**os.environ, "PYTHONPATH": str(HOME), "FEDSIM_TEST_MARK": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
