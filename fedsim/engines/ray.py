@@ -7,9 +7,11 @@ server app that hands its grid over and then waits until the grid is closed.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -29,6 +31,9 @@ from fedsim.parts import Range
 
 MAX_CLIENTS = 5_000
 """Flower's engine looks through all messages for each virtual node, ten times a second."""
+
+WINDOW = 100
+"""Messages under way at a time: what the engine looks through then stays small."""
 
 STOP_S = 30.0
 """How long the engine may take to end by itself; a client's work is not interrupted."""
@@ -190,6 +195,8 @@ class RayGrid(RemoteGrid):
         num_clients: N.
     """
 
+    poll_s = 0.05
+
     def __init__(self, simulation: Simulation, flower_grid: Grid, num_clients: int) -> None:
         super().__init__(flower_grid, num_clients)
         self.simulation = simulation
@@ -203,6 +210,18 @@ class RayGrid(RemoteGrid):
                 f"{connect_s:g} s; are the cluster's actors busy with other work? Raise "
                 "engine.start_s"
             ) from error
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send a window of messages after another: their number times that of all nodes counts."""
+        messages, replies = list(messages), []
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        for start in range(0, len(messages), WINDOW):
+            left = None if timeout is None else max(0.0, deadline - time.monotonic())
+            window = messages[start : start + WINDOW]
+            replies += super().send_and_receive(window, timeout=left)
+        return replies
 
     def _meet(self, *, now: bool = False) -> None:
         self.simulation.check()

@@ -24,8 +24,6 @@ from fedsim.records import CONFIG
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.3
-"""Seconds between looks for replies."""
 LOOK_S = 2.0
 """Seconds between looks for nodes that have joined or left."""
 
@@ -37,6 +35,9 @@ class RemoteGrid(IndexedGrid):
         flower_grid: Flower's grid of this run.
         num_clients: N; clients are 0..N-1, one node each.
     """
+
+    poll_s = 0.3
+    """Seconds between looks for replies."""
 
     def __init__(self, flower_grid: Grid, num_clients: int) -> None:
         super().__init__(num_clients, flower_grid.run)
@@ -58,7 +59,7 @@ class RemoteGrid(IndexedGrid):
         while len(self._connected()) < minimum:
             if time.monotonic() > deadline:
                 raise TooFewClientsError(self._too_few(minimum, connect_s))
-            time.sleep(POLL_S)
+            time.sleep(self.poll_s)
             self._meet()
 
     def send_and_receive(
@@ -92,7 +93,7 @@ class RemoteGrid(IndexedGrid):
             if time.monotonic() > deadline:
                 break
             if waiting:
-                time.sleep(POLL_S)
+                time.sleep(self.poll_s)
                 self._meet()
         return replies
 
