@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.progress import Display
-from fedsim.report.html import write_report
+from fedsim.report import html
 from fedsim.rounds import RoundReport
 from fedsim.run import Run
 
@@ -30,7 +30,7 @@ def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
                 shown.show(last, run.simulation.last_round)
         finally:
             run.simulation.close()
-    write_report(run.folder.path)
+    html.write_report(run.folder.path)
     return last
 
 

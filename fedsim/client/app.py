@@ -33,8 +33,8 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
 
     @app.query(INFO)
     def info(message: Message, context: Context) -> Message:
-        answer = {"client-index": index_of(context), "version": __version__}
-        return Message(RecordDict({CONFIG: ConfigRecord(answer)}), reply_to=message)
+        answer = ConfigRecord({"client-index": index_of(context), "version": __version__})
+        return Message(RecordDict({CONFIG: answer}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -1,8 +1,8 @@
 """The `ServerApp` of every deployed scenario: the same round loop, over Flower's grid.
 
-The run's configuration holds the scenario as one string, and where its folder is on this host. The
-outcome is the last line of the log, because Flower's own exit codes do not tell failure from
-success: `fedsim: exit 4: 1 of 3 clients have connected ...`.
+The run's configuration holds the scenario as one string, and where its folder is on this host.
+Progress and outcome go to the log (`fedsim.deploy.server_lines`), which Flower carries to whoever
+submitted the run.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.deploy import server_lines
 from fedsim.drive import drive
 from fedsim.engines import recipe
 from fedsim.errors import FedsimError
-from fedsim.progress import PlainLines
-from fedsim.results import RunFolder
+from fedsim.results import RunFolder, check_unchanged
 from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
-
-OUTCOME = "fedsim: exit "
-"""How the line begins that tells the outcome."""
 
 app = ServerApp()
 
@@ -34,12 +31,12 @@ def main(grid: Grid, context: Context) -> None:
     try:
         folder = serve(grid, context.run_config)
     except FedsimError as error:
-        _say(error.exit_code, str(error).partition("\nTraceback")[0])
+        _say(error.exit_code, str(error).partition("\nTraceback (most recent call last)")[0])
         raise
     except Exception as error:
-        _say(1, f"{type(error).__name__}: {error}")
+        _say(1, f"internal: {type(error).__name__}: {error}")
         raise
-    _say(0, str(folder))
+    _say(0, "", folder)
 
 
 def serve(grid: Grid, run_config: Mapping[str, Any]) -> Path:
@@ -51,15 +48,17 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> Path:
     config, smoke = recipe.read(str(run_config["scenario"]))
     where = str(run_config["run-folder"])
     folder = RunFolder.open(Path(where)) if where else RunFolder.create(config, smoke=smoke)
+    check_unchanged(folder.config(), config)
     run = Run(
         simulation=Simulation(config, Smoke() if smoke else None, flower_grid=grid),
         folder=folder,
         extend=int(run_config["extend"]) or None,
     )
     resume = (folder.path / "checkpoint").is_dir()
-    drive(run, PlainLines(interval_s=0.0), resume=resume)
+    drive(run, server_lines.LogLines(), resume=resume)
     return folder.path
 
 
-def _say(code: int, text: str) -> None:
-    print(OUTCOME + f"{code}: " + text.strip().replace("\n", "\n  "), flush=True)
+def _say(code: int, message: str, folder: Path | None = None) -> None:
+    run = "" if folder is None else str(folder.resolve())
+    server_lines.write({"exit": code, "message": message.strip(), "run": run})

@@ -1,4 +1,4 @@
-"""What engines share: node ids that follow from client indices, and Flower's `Grid` contract."""
+"""What the engines share: Flower's `Grid` contract, with nodes addressed by client index."""
 
 from __future__ import annotations
 

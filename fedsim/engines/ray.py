@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -82,8 +82,9 @@ class Ray(EnginePart):
             ray_start.capacity(ray.module, self.num_cpus, self.num_gpus)
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             simulation = Simulation(RecipeApp(runtime.recipe), num_clients, resources, ray)
-            grid = RayGrid(simulation, simulation.flower_grid(self.start_s), num_clients)
-            grid.gather(num_clients, self.start_s)
+            flower_grid = simulation.flower_grid(self.start_s)
+            grid = RayGrid(simulation, flower_grid, num_clients, self.start_s)
+            grid.gather(num_clients)
         except BaseException:  # Ctrl-C, too
             if simulation is not None:
                 simulation.close()
@@ -193,21 +194,25 @@ class RayGrid(RemoteGrid):
         simulation: What answers.
         flower_grid: The grid that leads to it.
         num_clients: N.
+        start_s: Seconds to wait until all of them are there.
     """
 
-    poll_s = 0.05
+    poll_s = look_s = 0.05
+    at_once = WINDOW
 
-    def __init__(self, simulation: Simulation, flower_grid: Grid, num_clients: int) -> None:
-        super().__init__(flower_grid, num_clients)
+    def __init__(
+        self, simulation: Simulation, flower_grid: Grid, num_clients: int, start_s: float
+    ) -> None:
+        super().__init__(flower_grid, num_clients, start_s)
         self.simulation = simulation
 
-    def gather(self, minimum: int, connect_s: float) -> None:
+    def gather(self, minimum: int, among: Collection[int] | None = None) -> None:
         try:
-            super().gather(minimum, connect_s)
+            super().gather(minimum, among)
         except TooFewClientsError as error:
             raise TooFewClientsError(
                 f"engine=ray: of {self.num_clients} virtual clients, some have not answered within "
-                f"{connect_s:g} s; are the cluster's actors busy with other work? Raise "
+                f"{self.connect_s:g} s; are the cluster's actors busy with other work? Raise "
                 "engine.start_s"
             ) from error
 
@@ -215,7 +220,8 @@ class RayGrid(RemoteGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send a window of messages after another: their number times that of all nodes counts."""
-        messages, replies = list(messages), []
+        messages = list(messages)
+        replies: list[Message] = []
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         for start in range(0, len(messages), WINDOW):
             left = None if timeout is None else max(0.0, deadline - time.monotonic())

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import math
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, none seen: see the YAML
 }
+KNOCK_S = 10.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Beside `torch.set_num_threads(1)`: Ray would give each process as many threads as it has CPUs."""
 
@@ -106,6 +108,7 @@ def connect(engine: str, address: str | None, *, cpus: float | None) -> Ray:
         with warnings.catch_warnings(), _environment(variables if address is None else {}):
             # What a local raylet inherits, its workers have: they need not start anew for this run.
             runtime_env = {} if address is None else {"env_vars": variables}
+            _knock(address)
             warnings.simplefilter("ignore", FutureWarning)  # that the above is to change some day
             ray.init(**options, runtime_env=runtime_env)
     except Exception as error:
@@ -124,6 +127,13 @@ def connect(engine: str, address: str | None, *, cpus: float | None) -> Ray:
         ray.shutdown()
         raise
     return Ray(ray, ours=True)
+
+
+def _knock(address: str | None) -> None:
+    """Raise `OSError` if nobody listens at `host:port`; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def capacity(ray: Any, num_cpus: float, num_gpus: float) -> int:

@@ -9,8 +9,9 @@ engine.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -24,8 +25,8 @@ from fedsim.records import CONFIG
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 2.0
-"""Seconds between looks for nodes that have joined or left."""
+KEPT_S = 60.0
+"""How much longer than anybody waits for its reply a message is kept for its node."""
 
 
 class RemoteGrid(IndexedGrid):
@@ -34,31 +35,39 @@ class RemoteGrid(IndexedGrid):
     Args:
         flower_grid: Flower's grid of this run.
         num_clients: N; clients are 0..N-1, one node each.
+        connect_s: Seconds to wait for clients.
     """
 
     poll_s = 0.3
     """Seconds between looks for replies."""
+    look_s = 2.0
+    """Seconds between looks for nodes that have joined or left."""
+    at_once = 10_000
+    """How many nodes are asked at a time who they are."""
 
-    def __init__(self, flower_grid: Grid, num_clients: int) -> None:
+    def __init__(self, flower_grid: Grid, num_clients: int, connect_s: float) -> None:
         super().__init__(num_clients, flower_grid.run)
         self.flower_grid = flower_grid
+        self.connect_s = connect_s
         self._node_of: dict[int, int] = {}
         self._met: set[int] = set()
         self._here: set[int] = set()
         self._questions: dict[str, int] = {}
         self._refused: dict[int, str] = {}
-        self._looked = -LOOK_S
+        self._looked = -math.inf
 
-    def gather(self, minimum: int, connect_s: float) -> None:
-        """Wait until `minimum` clients are connected.
+    def gather(self, minimum: int, among: Collection[int] | None = None) -> None:
+        """Wait until `minimum` clients are connected, of all or of some.
 
         Raises:
             TooFewClientsError: They are not within `connect_s` seconds.
         """
-        deadline = time.monotonic() + connect_s
-        while len(self._connected()) < minimum:
+        wanted = range(self.num_clients) if among is None else among
+        deadline = time.monotonic() + self.connect_s
+        self._meet(now=True)
+        while len(self._connected().intersection(wanted)) < minimum:
             if time.monotonic() > deadline:
-                raise TooFewClientsError(self._too_few(minimum, connect_s))
+                raise TooFewClientsError(self._too_few(minimum, wanted))
             time.sleep(self.poll_s)
             self._meet()
 
@@ -67,9 +76,16 @@ class RemoteGrid(IndexedGrid):
     ) -> Iterable[Message]:
         """Send messages to the nodes of their clients; return what came back within `timeout`.
 
-        A client without a node answers with an error at once.
+        A client without a node answers with an error at once; if none of them has one, they are
+        waited for first.
+
+        Raises:
+            TooFewClientsError: In vain.
         """
-        self._meet(now=True)
+        messages = list(messages)
+        if not messages:
+            return []
+        self.gather(1, [self.client_index(m.metadata.dst_node_id) for m in messages])
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         connected, replies = self._connected(), []
         sent: list[tuple[Message, Message]] = []
@@ -90,7 +106,11 @@ class RemoteGrid(IndexedGrid):
             for reply in self.flower_grid.pull_messages(list(waiting)):
                 asked = waiting.pop(reply.metadata.reply_to_message_id)
                 replies.append(_reply(reply, asked))
-            if time.monotonic() > deadline:
+            if waiting and time.monotonic() > deadline:
+                late = sorted(self.client_index(m.metadata.dst_node_id) for m in waiting.values())
+                log.warning(
+                    "no reply within %g s from %d clients: %s", timeout, len(late), late[:10]
+                )
                 break
             if waiting:
                 time.sleep(self.poll_s)
@@ -102,10 +122,11 @@ class RemoteGrid(IndexedGrid):
 
     def _meet(self, *, now: bool = False) -> None:
         """Ask nodes that are new who they are, and note what those asked before have answered."""
-        if now or time.monotonic() - self._looked > LOOK_S:
+        if now or time.monotonic() - self._looked > self.look_s:
             self._here = set(self.flower_grid.get_node_ids())
             self._looked = time.monotonic()
-            for node in sorted(self._here - self._met):
+            new = sorted(self._here - self._met)
+            for node in new[: self.at_once - len(self._questions)]:
                 question = Message(
                     RecordDict({CONFIG: ConfigRecord()}), node, f"query.{INFO}", group_id="0"
                 )
@@ -123,10 +144,10 @@ class RemoteGrid(IndexedGrid):
         answer = reply.content.config_records.get(CONFIG, ConfigRecord())
         client, version = answer.get("client-index"), answer.get("version")
         if version != __version__:
-            return self._refuse(node, f"runs fedsim {version}, the server {__version__}")
+            return self._refuse(node, f"runs fedsim {version!r}, the server {__version__!r}")
         if not isinstance(client, int) or not 0 <= client < self.num_clients:
             allowed = f"0..{self.num_clients - 1}"
-            return self._refuse(node, f"says it is client {client}; allowed: {allowed}")
+            return self._refuse(node, f"says it is client {client!r}; allowed: {allowed}")
         before = self._node_of.get(client)
         if before is not None and before in self._here:
             # A device that was restarted counts as here under its old id, too, for a minute.
@@ -139,15 +160,15 @@ class RemoteGrid(IndexedGrid):
         log.warning("node %d is left out: %s", node, why)
         self._refused[node] = why
 
-    def _too_few(self, minimum: int, connect_s: float) -> str:
+    def _too_few(self, minimum: int, wanted: Collection[int]) -> str:
         connected = self._connected()
-        missing = [client for client in range(self.num_clients) if client not in connected]
+        missing = [client for client in wanted if client not in connected]
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         text = (
-            f"{len(connected)} of {self.num_clients} clients have connected within {connect_s:g} s,"
-            f" but {minimum} are needed; missing: {shown}. Start their SuperNodes (--node-config "
-            "'partition-id=K'), or change engine.min_clients, engine.connect_s or "
-            "partition.num_clients"
+            f"{len(wanted) - len(missing)} of {len(wanted)} clients have connected within "
+            f"{self.connect_s:g} s, but {minimum} are needed; missing: {shown}. Start their "
+            "SuperNodes (--node-config 'partition-id=K'), or change engine.min_clients, "
+            "engine.connect_s or partition.num_clients"
         )
         reasons = [f"\nnode {node} was left out: {why}" for node, why in self._refused.items()]
         silent = len(self._questions)
@@ -157,13 +178,13 @@ class RemoteGrid(IndexedGrid):
         return text + "".join(reasons[:5])
 
 
-def _readdressed(message: Message, node: int, ttl: float | None) -> Message:
-    """Return the same message to another node; one that nobody waits for is not kept for long."""
+def _readdressed(message: Message, node: int, timeout: float | None) -> Message:
+    """Return the same message to another node; a node that was away does no work in vain."""
     return Message(
         message.content,
         node,
         message.metadata.message_type,
-        ttl=ttl,
+        ttl=None if timeout is None else timeout + KEPT_S,
         group_id=message.metadata.group_id,
     )
 
