@@ -11,8 +11,10 @@ import importlib.util
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +107,11 @@ def connect(engine: str, address: str | None, *, cpus: float | None) -> Ray:
         options |= {"address": address}
     variables = {**ONE_THREAD, **QUIET, "PYTHONPATH": os.pathsep.join(_our_path())}
     try:
-        with warnings.catch_warnings(), _environment(variables if address is None else {}):
+        with (
+            _ctrl_c_waits(),
+            warnings.catch_warnings(),
+            _environment(variables if address is None else {}),
+        ):
             # What a local raylet inherits, its workers have: they need not start anew for this run.
             runtime_env = {} if address is None else {"env_vars": variables}
             _knock(address)
@@ -123,7 +129,7 @@ def connect(engine: str, address: str | None, *, cpus: float | None) -> Ray:
             f"engine.address: no Ray cluster answers at {address!r} ({first}); start one with "
             "`ray start --head`, or leave engine.address=null to start Ray on this machine"
         ) from error
-    except BaseException:  # Ctrl-C leaves half of it running
+    except BaseException:  # Ctrl-C
         ray.shutdown()
         raise
     return Ray(ray, ours=True)
@@ -211,6 +217,22 @@ def _our_path() -> list[str]:
         for place in dict.fromkeys(places)
         if place == here or not own.intersection([Path(place), *Path(place).parents])
     ]
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold Ctrl-C back: of a Ray that is half started, processes live on for half a minute."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
