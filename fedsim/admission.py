@@ -34,6 +34,7 @@ from fedsim.parts import Part, Range
 from fedsim.records import (
     CLIENT_ARRAYS,
     NUM_EXAMPLES,
+    RECEIVED,
     WIRE_CHUNK,
     Chunk,
     Instructions,
@@ -155,15 +156,7 @@ class AdmittedReplies(Replies):
 
     def mean_metrics(self) -> dict[str, float]:
         """Return the admitted metrics averaged by samples, and the samples' total."""
-        weights = np.array(self.metrics.get(NUM_EXAMPLES, []))
-        if not len(weights):
-            return {}
-        means = {
-            name: float(np.average(values, weights=weights))
-            for name, values in self.metrics.items()
-            if name != NUM_EXAMPLES and len(values) == len(weights)
-        }
-        return {**means, NUM_EXAMPLES: float(weights.sum())}
+        return _means({k: v for k, v in self.metrics.items() if not k.startswith(RECEIVED)})
 
     def per_client(self) -> dict[str, list[float]]:
         """Return the admitted metrics as columns, with `client-index`; empty if there are none."""
@@ -172,6 +165,25 @@ class AdmittedReplies(Replies):
         count = len(self.admitted)
         columns = {name: column for name, column in self.metrics.items() if len(column) == count}
         return {"client-index": [float(client) for client in self.admitted], **columns}
+
+    def received(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Return (means, columns by client) of the scores that came with training replies.
+
+        They are what `mean_metrics` and `per_client` return of an exchange of their own; of the
+        clients that have samples to score on.
+        """
+        columns = {
+            name.removeprefix(RECEIVED): column
+            for name, column in self.metrics.items()
+            if name.startswith(RECEIVED) and len(column) == len(self.admitted)
+        }
+        counts = np.array(columns.get(NUM_EXAMPLES, []))
+        some = np.flatnonzero(counts > 0)
+        if not len(some):
+            return {}, {}
+        columns = {name: [column[row] for row in some] for name, column in columns.items()}
+        clients = [float(self.admitted[row]) for row in some]
+        return _means(columns), {"client-index": clients, **columns}
 
     def __iter__(self) -> Iterator[Message]:
         seen: set[int] = set()
@@ -195,6 +207,8 @@ class AdmittedReplies(Replies):
     def chunks(self) -> Iterator[Chunk]:
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
         for chunk in chunks:
+            for client, told in sorted(chunk.errors.items()):
+                self._reject("error", f"client {client}", self._told(f"client {client}", told))
             if not len(chunk):
                 continue
             good = self._check_columns(chunk)
@@ -226,10 +240,11 @@ class AdmittedReplies(Replies):
     def _decode(self, message: Message, seen: set[int]) -> Decoded | None:
         node = message.metadata.src_node_id
         if message.has_error():  # sent by the client, or by Flower on behalf of a node that is gone
-            reason = (message.error.reason or f"error code {message.error.code}")[:MAX_REASON]
-            if node in self._client_of and not self._failure:
-                self._failure = f"client {self._client_of[node]}: {reason}"
-            raise Rejected("error", reason)
+            told = message.error.reason or f"error code {message.error.code}"
+            known = node in self._client_of
+            raise Rejected(
+                "error", self._told(f"client {self._client_of[node]}" if known else "", told)
+            )
         if node not in self._client_of:
             raise Rejected("unknown", "was not asked")
         if self._group is not None and message.metadata.group_id != self._group:
@@ -252,6 +267,13 @@ class AdmittedReplies(Replies):
                 raise Rejected("non-finite", f"array '{name}' holds a NaN or an infinity")
         seen.add(client)
         return client, arrays, client_arrays, metrics
+
+    def _told(self, sender: str, told: str) -> str:
+        """Return what is kept of a failure, and note the first one of a client."""
+        told = told[:MAX_REASON]
+        if sender and not self._failure:
+            self._failure = f"{sender}: {told}"
+        return told
 
     def _check_weight(self, weight: float | None) -> None:
         if weight is None or not 0 < weight <= self.rules.max_examples:
@@ -320,6 +342,18 @@ def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) 
         except ValueError as error:
             raise Rejected("content", f"array '{name}' {error}") from error
     return arrays
+
+
+def _means(metrics: Mapping[str, list[float]]) -> dict[str, float]:
+    weights = np.array(metrics.get(NUM_EXAMPLES, []))
+    if not len(weights):
+        return {}
+    means = {
+        name: float(np.average(values, weights=weights))
+        for name, values in metrics.items()
+        if name != NUM_EXAMPLES and len(values) == len(weights)
+    }
+    return {**means, NUM_EXAMPLES: float(weights.sum())}
 
 
 class _Stacked(Protocol):

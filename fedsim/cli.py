@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -62,10 +62,10 @@ def run(
 
         scenario, rest = _scenario(overrides)
         config = compose(scenario, rest)
-        simulation = Simulation(config, Smoke() if smoke else None)
-        simulation.loop  # noqa: B018  build and check everything before a folder is made
-        folder = RunFolder.create(config, smoke=smoke)
-        _go(Run(simulation=simulation, folder=folder), as_json, resume=False)
+        with closing(Simulation(config, Smoke() if smoke else None)) as simulation:
+            simulation.loop  # noqa: B018  build and check everything before a folder is made
+            folder = RunFolder.create(config, smoke=smoke)
+            _go(Run(simulation=simulation, folder=folder), as_json, resume=False)
 
 
 @app.command()
@@ -110,7 +110,8 @@ def plan(overrides: Overrides = None, as_json: Json = False, debug: Debug = Fals
         from fedsim.simulation import Simulation
 
         scenario, rest = _scenario(overrides)
-        cost = make_plan(Simulation(compose(scenario, rest)))
+        with closing(Simulation(compose(scenario, rest))) as simulation:
+            cost = make_plan(simulation)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(cost)))
             return

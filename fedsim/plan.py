@@ -60,7 +60,8 @@ def plan(simulation: Simulation) -> CostPlan:
     central_seconds = time.perf_counter() - started
     evaluations = -(-settings.rounds // settings.evaluation.every)  # the last round always is
     evaluating = {"none": 0.0, "cohort": cohort, "all": float(simulation.partition.num_clients)}
-    evaluated = evaluations * evaluating[settings.evaluation.clients]
+    fused = settings.evaluation.fused
+    evaluated = 0.0 if fused else evaluations * evaluating[settings.evaluation.clients]
     size = sum(t.numel() * t.element_size() for t in params.values())
     trained = settings.rounds * cohort
     hops = simulation.topology.hops()
@@ -91,4 +92,9 @@ def _engine(simulation: Simulation) -> str:
     grid = simulation.grid
     plan_name, chunk = getattr(grid, "plan", None), getattr(grid, "chunk", None)
     name = type(grid).__name__.removesuffix("Grid")
-    return name if plan_name is None else f"{name}: {plan_name}, {chunk} clients at once"
+    if plan_name is None:
+        return name
+    actors = getattr(grid, "actors", None)
+    if actors is not None:
+        return f"{name}: {plan_name}, up to {chunk} clients at once in each of {actors} actors"
+    return f"{name}: {plan_name}, {chunk} clients at once"

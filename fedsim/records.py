@@ -15,7 +15,7 @@ import abc
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -39,6 +39,10 @@ ARRAYS, CONFIG, METRICS, CLIENT_ARRAYS = "arrays", "config", "metrics", "client-
 
 NUM_EXAMPLES = "num-examples"
 """The metric by which replies are weighted, as in Flower's own strategies."""
+
+EVALUATE, RECEIVED = "evaluate", "received-"
+"""A key of an instruction to train: score the model as received, on held-out samples, too. The
+scores come back among the reply's metrics, under names that begin so."""
 
 WIRE_CHUNK = 16
 """Replies that came as messages are stacked this many at a time. Part of the result: float sums
@@ -253,12 +257,14 @@ class Chunk:
         arrays: name -> `[K, ...]`: each client's model after its local work.
         client_arrays: name -> `[K, ...]`: whatever else the client half sends back.
         metrics: name -> float64 `[K]`.
+        errors: Client index -> what it said; clients that failed have no row.
     """
 
     client_index: np.ndarray
     arrays: Params
     client_arrays: Params = field(default_factory=dict)
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.client_index)
@@ -322,17 +328,17 @@ def stack(replies: Replies) -> Chunk | None:
     For rules that need every update at once (medians, Gram matrices); a copy where the engine
     made more than one chunk. Prefer `Replies.chunks`, which holds one chunk at a time.
     """
-    parts = [
-        Chunk(
-            client_index=chunk.client_index,
-            arrays={name: t.clone() for name, t in chunk.arrays.items()},
-            client_arrays={name: t.clone() for name, t in chunk.client_arrays.items()},
-            metrics=chunk.metrics,
-        )
-        for chunk in replies.chunks()
-    ]
+    parts: list[Chunk] = []
+    errors: dict[int, str] = {}
+    for chunk in replies.chunks():
+        errors |= chunk.errors
+        if len(chunk):
+            arrays = {name: t.clone() for name, t in chunk.arrays.items()}
+            extra = {name: t.clone() for name, t in chunk.client_arrays.items()}
+            parts.append(replace(chunk, arrays=arrays, client_arrays=extra))
     if not parts:
-        return None
+        nobody = np.arange(0)
+        return Chunk(client_index=nobody, arrays={}, errors=errors) if errors else None
     client_index = np.concatenate([part.client_index for part in parts])
     order = np.argsort(client_index)
     first, rows = parts[0], torch.from_numpy(order)
@@ -352,6 +358,7 @@ def stack(replies: Replies) -> Chunk | None:
             for name in first.metrics
             if all(name in part.metrics for part in parts)
         },
+        errors=errors,
     )
 
 

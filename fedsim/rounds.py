@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.participation.base import Schedule
-from fedsim.records import Params, is_finite, to_record, to_tensors
+from fedsim.records import EVALUATE, Params, is_finite, to_record, to_tensors
 from fedsim.strategy import FedsimStrategy
 
 
@@ -62,11 +62,13 @@ class Evaluation:
         central: Scores a model on the server's test set; None to leave it out.
         clients: Whether clients evaluate as well.
         every: Rounds between evaluations; the last round is always evaluated.
+        fused: Clients score the model as they receive it for training, in the same exchange.
     """
 
     central: Callable[[Params], dict[str, float]] | None
     clients: bool
     every: int
+    fused: bool = False
 
     def due(self, server_round: int, last_round: int) -> bool:
         """Whether a round is evaluated."""
@@ -106,13 +108,17 @@ class RoundLoop:
             yield params, RoundReport(server_round=0, central=scores, seconds=seconds)
         for server_round in range(done + 1, self.last_round + 1):
             started = time.perf_counter()
-            params, train = self.train(server_round, params)
+            due, fused = self.evaluation.due(server_round, self.last_round), self.evaluation.fused
+            params, train = self.train(server_round, params, score=due and fused)
             clients, central = AdmittedReplies.nothing(), {}
-            if self.evaluation.due(server_round, self.last_round):
-                if self.evaluation.clients:
+            if due:
+                if self.evaluation.clients and not fused:
                     clients = self._evaluate(server_round, params)
                 if self.evaluation.central is not None:
                     central = self.evaluation.central(params)
+            scores, per_client = clients.mean_metrics(), clients.per_client()
+            if fused:
+                scores, per_client = train.received()
             yield (
                 params,
                 RoundReport(
@@ -122,20 +128,26 @@ class RoundLoop:
                     rejected=dict(train.rejected),
                     details=train.details + clients.details,
                     train=train.mean_metrics(),
-                    clients=clients.mean_metrics(),
+                    clients=scores,
                     central=central,
-                    per_client=clients.per_client(),
+                    per_client=per_client,
                     seconds=time.perf_counter() - started,
                 ),
             )
 
-    def train(self, server_round: int, params: Params) -> tuple[Params, AdmittedReplies]:
-        """Run one training exchange; return the next model and the replies it was made of."""
+    def train(
+        self, server_round: int, params: Params, *, score: bool = False
+    ) -> tuple[Params, AdmittedReplies]:
+        """Run one training exchange; return the next model and the replies it was made of.
+
+        If `score`, clients score the model that they receive on their held-out samples, too.
+        """
         arrays = self._record(params)
         with self._participants(server_round, "train") as someone:
             if not someone:
                 return params, AdmittedReplies.nothing()
-            sent = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
+            config = ConfigRecord({EVALUATE: True}) if score else ConfigRecord()
+            sent = self.strategy.configure_train(server_round, arrays, config, self.grid)
         replies = self._exchange(sent, params)
         drawn = self._draw(replies)
         with self._failures(server_round, replies):

@@ -256,6 +256,7 @@ class Simulation:
                 central=self._score if rules.central else None,
                 clients=rules.clients != "none",
                 every=rules.every,
+                fused=rules.fused,
             ),
             seed=self.settings.seed,
             last_round=self.last_round,

@@ -316,6 +316,24 @@ def test_a_chunk_of_nothing_good_is_not_yielded():
     assert dict(admitted.rejected) == {"non-finite": 6}
 
 
+def test_clients_that_failed_beside_a_chunk_are_counted():
+    chunk = stacked()
+    chunk.errors = {31: "ValueError: no", 30: "x" * 10_000}
+    admitted = admit_chunk(chunk)
+    (kept,) = admitted.chunks()
+    assert len(kept) == 6
+    assert dict(admitted.rejected) == {"error": 2}
+    assert admitted.details[0] == f"reply of client 30 rejected (error): {'x' * MAX_REASON}"
+    assert admitted.details[1] == "reply of client 31 rejected (error): ValueError: no"
+
+
+def test_if_every_client_of_a_chunk_fails_the_run_ends_with_the_first_message():
+    chunk = stacked(clients=0)
+    chunk.errors = {4: "ValueError: no", 3: "KeyError: what"}
+    with pytest.raises(ClientError, match=r"every client failed.*\nclient 3: KeyError: what"):
+        list(admit_chunk(chunk).chunks())
+
+
 def test_an_empty_chunk_and_arrays_without_elements():
     empty = stacked().rows(np.zeros(6, bool))
     assert list(admit_chunk(empty).chunks()) == []

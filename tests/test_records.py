@@ -251,6 +251,17 @@ def test_stack_of_nothing():
     assert stack(Stacked()) is None
 
 
+def test_stack_keeps_what_failed_clients_said():
+    first, second = labelled([8, 2]), labelled([])
+    first.errors, second.errors = {5: "five"}, {1: "one"}
+    whole = stack(Stacked(first, second))
+    assert whole.client_index.tolist() == [2, 8]
+    assert whole.errors == {5: "five", 1: "one"}
+    nobody = stack(Stacked(second))
+    assert len(nobody) == 0
+    assert nobody.errors == {1: "one"}
+
+
 def test_stack_outlives_the_engine_s_memory():
     """Chunks are valid until the next one is drawn: an engine may reuse the memory."""
     memory = torch.zeros(1, 1)

@@ -11,7 +11,15 @@ from fedsim import __version__
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate_client, train_client
 from fedsim.errors import ConfigError
-from fedsim.records import ARRAYS, CLIENT_ARRAYS, CONFIG, Params, reply_content, to_tensors
+from fedsim.records import (
+    ARRAYS,
+    CLIENT_ARRAYS,
+    CONFIG,
+    EVALUATE,
+    Params,
+    reply_content,
+    to_tensors,
+)
 
 INFO = "info"
 """The query that a server asks every node once: who are you? (`RemoteGrid`)"""
@@ -46,6 +54,7 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             params=_params(runtime, message),
             client_arrays=_client_arrays(runtime, message),
+            received=bool(config.get(EVALUATE)),
         )
         content = reply_content(result.params, result.metrics, result.upload, zero_copy=zero_copy)
         return Message(content, reply_to=message)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedsim.client.half import Batch
-from fedsim.client.objective import mean_scores, sample_scores
+from fedsim.client.objective import mean_scores, sample_scores, score_names
 from fedsim.client.runtime import ClientRuntime, Pool
 from fedsim.models.dropout import install
-from fedsim.records import NUM_EXAMPLES, Params
+from fedsim.records import NUM_EXAMPLES, RECEIVED, Params
 
 TRAIN_LOSS = "train-loss"
 """Mean of the batch losses over a round's local steps, each weighed by its number of samples."""
@@ -34,8 +34,21 @@ def train_client(
     server_round: int,
     params: Params,
     client_arrays: Params,
+    received: bool = False,
 ) -> LocalResult:
-    """Run one client's local steps from `params`, which is not modified."""
+    """Run one client's local steps from `params`, which is not modified.
+
+    If `received`, it scores the model as it received it first, on its held-out samples.
+    """
+    scores: dict[str, float] = {}
+    if received:
+        scores = received_scores(
+            runtime,
+            client=client,
+            server_round=server_round,
+            params=params,
+            client_arrays=client_arrays,
+        )
     pool = runtime.pool([client])
     rows = pool.rows[0]
     batches = runtime.work.batches(runtime.seed, server_round, client, len(rows))
@@ -80,7 +93,7 @@ def train_client(
     with torch.no_grad():
         upload = half.upload(local, context)
     metrics = {NUM_EXAMPLES: float(len(rows)), TRAIN_LOSS: total / max(seen, 1)}
-    return LocalResult(local, upload, metrics)
+    return LocalResult(local, upload, {**metrics, **scores})
 
 
 def _full_gradient(
@@ -124,6 +137,30 @@ def evaluate_client(
         params = runtime.half.evaluated(params, batch, context)
     scores = evaluate(runtime, params, x, y)
     return {NUM_EXAMPLES: float(len(y)), **scores}
+
+
+def received_scores(
+    runtime: ClientRuntime,
+    *,
+    client: int,
+    server_round: int,
+    params: Params,
+    client_arrays: Params,
+) -> dict[str, float]:
+    """Return the scores of `evaluate_client` as they go into a training reply.
+
+    All names are there for a client without held-out samples, too: what a reply holds must not
+    depend on the client.
+    """
+    scores = evaluate_client(
+        runtime,
+        client=client,
+        server_round=server_round,
+        params=params,
+        client_arrays=client_arrays,
+    )
+    names = (NUM_EXAMPLES, *score_names(runtime.dataset.task))
+    return {RECEIVED + name: scores.get(name, 0.0) for name in names}
 
 
 def first_batch(runtime: ClientRuntime, client: int, server_round: int) -> Batch:

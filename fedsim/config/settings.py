@@ -29,12 +29,24 @@ class Evaluation(Part):
         central: Whether to evaluate on the data set's test split.
         clients: Whose own held-out samples to evaluate on (`partition.holdout`).
         batch_size: Samples per evaluation batch.
+        fused: With `clients=cohort`: participants score the model as they receive it, within their
+            training replies, which saves an exchange (seconds, when deployed). A round's scores are
+            then of the model after the round before, by those who train it now.
     """
 
     every: Annotated[int, Range(ge=1)] = 1
     central: bool = True
     clients: Literal["none", "cohort", "all"] = "none"
     batch_size: Annotated[int, Range(ge=1)] = 4096
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fused and self.clients != "cohort":
+            raise ConfigError(
+                f"fused: true, but clients={self.clients}: those who train are who can score in "
+                "the same reply; set evaluation.clients=cohort, or evaluation.fused=false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import traceback
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -148,3 +149,8 @@ def isolate(content: RecordDict) -> RecordDict:
     isolates clients by serialising, so an in-process grid must copy.
     """
     return RecordDict({key: record.copy() for key, record in content.items()})
+
+
+def reason(error: Exception) -> str:
+    """Return what a client says of its failure; the traceback is that of the current exception."""
+    return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal, cast
 
@@ -20,7 +20,7 @@ from fedsim.client.cohort import CohortTrainer, evaluate_clients, evaluate_perso
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import RuleStep, VmapStep
 from fedsim.engines.base import EnginePart
-from fedsim.engines.flwr_compat import FIRST_NODE_ID
+from fedsim.engines.flwr_compat import FIRST_NODE_ID, client_error
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.layers.probe import probe_independence
@@ -28,9 +28,12 @@ from fedsim.parts import Range
 from fedsim.records import (
     ARRAYS,
     CONFIG,
+    EVALUATE,
+    RECEIVED,
     Chunk,
     Instructions,
     Params,
+    PayloadOf,
     Replies,
     Scalar,
     reply_content,
@@ -77,61 +80,68 @@ class CohortGrid(InProcessGrid):
             log.warning("cohort engine runs '%s': %s", self.plan, self.why)
 
     def execute(self, messages: Sequence[Message]) -> Iterable[Message]:
-        groups = [messages] if isinstance(messages, Instructions) else self._group(messages)
+        groups = [messages] if isinstance(messages, Instructions) else group_messages(messages)
         if self.trainer is None or groups is None:
             return MessageReplies(self, messages)
-        return CohortReplies(self, groups)
+        return CohortReplies(self.run_chunks, groups)
 
     def run_chunks(self, group: Instructions) -> Iterator[Chunk]:
         """Yield the replies to one group of instructions, chunk by chunk, of about equal size."""
         params = self.runtime.received(to_tensors(group.arrays))
-        size = math.ceil(len(group) / math.ceil(len(group) / self.chunk))
-        for start in range(0, len(group), size):
-            part = slice(start, start + size)
-            clients = group.client_index[part]
-            own = group.client_arrays(part)
-            if self.trainer is None:
-                raise RuntimeError(f"the plan '{self.plan}' has no chunks")
-            if group.message_type == "train":
-                yield self.trainer.train(clients, group.server_round, params, own)
-            elif self.runtime.half.personal:
-                own = own(clients) if callable(own) else own
-                yield evaluate_personal(self.trainer, clients, group.server_round, params, own)
-            else:
-                yield evaluate_clients(self.runtime, clients, params)
+        for part in even_parts(len(group), self.chunk):
+            yield self.answer(
+                group.message_type,
+                group.client_index[part],
+                group.server_round,
+                params,
+                group.client_arrays(part),
+                received=bool(group.config.get(EVALUATE)),
+            )
 
-    def _group(self, messages: Sequence[Message]) -> list[Instructions] | None:
-        """Return messages of any Flower strategy as groups that ask the same of their clients.
+    def answer(
+        self,
+        message_type: str,
+        clients: np.ndarray,
+        server_round: int,
+        params: Params,
+        own: Params | PayloadOf,
+        *,
+        received: bool,
+    ) -> Chunk:
+        """Return the replies of some clients to one kind of message, all at once.
 
-        None where a message carries what we do not know how to stack.
+        Args:
+            message_type: `"train"` or `"evaluate"`.
+            clients: Who; `[K]`.
+            server_round: 1, 2, ...
+            params: The model that they are sent.
+            own: What each is sent besides, `[K, ...]`, or the function that says.
+            received: Whether those who train score the model as they receive it, too.
         """
-        groups: dict[tuple[object, ...], list[Message]] = {}
-        for message in messages:
-            content, kind = message.content, message.metadata.message_type
-            if set(content) != {ARRAYS, CONFIG} or kind not in ("train", "evaluate"):
-                return None
-            config = content.config_records[CONFIG]
-            if "server-round" not in config:
-                return None
-            settings = sorted((k, v) for k, v in config.items() if k != "client-index")
-            key = (kind, id(content.array_records[ARRAYS]), repr(settings))
-            groups.setdefault(key, []).append(message)
-        return [self._instructions(group) for group in groups.values()]
+        if self.trainer is None:
+            raise RuntimeError(f"the plan '{self.plan}' has no chunks")
+        if message_type == "evaluate":
+            return self._scores(self.trainer, clients, server_round, params, own)
+        if not received:
+            return self.trainer.train(clients, server_round, params, own)
+        scored = self._scores(self.trainer, clients, server_round, params, own)
+        chunk = self.trainer.train(clients, server_round, params, own)
+        order = np.argsort(clients)[np.searchsorted(np.sort(clients), chunk.client_index)]
+        columns = {RECEIVED + name: column[order] for name, column in scored.metrics.items()}
+        return replace(chunk, metrics={**chunk.metrics, **columns})
 
-    def _instructions(self, group: list[Message]) -> Instructions:
-        """Return messages that ask the same as one `Instructions`, in client order."""
-        first = group[0].content
-        nodes = np.array(sorted(message.metadata.dst_node_id for message in group), np.int64)
-        config = cast(Mapping[str, Scalar], first.config_records[CONFIG])
-        return Instructions(
-            message_type=group[0].metadata.message_type,
-            server_round=int(config["server-round"]),
-            client_index=nodes - FIRST_NODE_ID,
-            node_ids=nodes,
-            arrays=first.array_records[ARRAYS],
-            config=config,
-            zero_copy=True,
-        )
+    def _scores(
+        self,
+        trainer: CohortTrainer,
+        clients: np.ndarray,
+        server_round: int,
+        params: Params,
+        own: Params | PayloadOf,
+    ) -> Chunk:
+        if not self.runtime.half.personal:
+            return evaluate_clients(self.runtime, clients, params)
+        own = own(clients) if callable(own) else own
+        return evaluate_personal(trainer, clients, server_round, params, own)
 
 
 class CohortReplies(Replies):
@@ -139,26 +149,77 @@ class CohortReplies(Replies):
 
     stacked = True
 
-    def __init__(self, grid: CohortGrid, groups: Sequence[Instructions]) -> None:
-        self.grid = grid
+    def __init__(
+        self,
+        run_chunks: Callable[[Instructions], Iterator[Chunk]],
+        groups: Sequence[Instructions],
+    ) -> None:
+        self.run_chunks = run_chunks
         self.groups = groups
 
     def chunks(self) -> Iterator[Chunk]:
         for group in self.groups:
-            yield from self.grid.run_chunks(group)
+            yield from self.run_chunks(group)
 
     def __iter__(self) -> Iterator[Message]:
         for group in self.groups:
-            one_group = CohortReplies(self.grid, [group])
-            everyone = stack(one_group)
+            everyone = stack(CohortReplies(self.run_chunks, [group]))
             if everyone is None:
                 continue
-            for row, message in enumerate(group):
-                values = {k: float(column[row]) for k, column in everyone.metrics.items()}
-                arrays = {name: rows[row] for name, rows in everyone.arrays.items()}
-                extra = {name: rows[row] for name, rows in everyone.client_arrays.items()}
-                content = reply_content(arrays or None, values, extra, zero_copy=True)
-                yield Message(content, reply_to=message)
+            row_of = {client: row for row, client in enumerate(everyone.client_index.tolist())}
+            for client, message in zip(group.client_index.tolist(), group, strict=True):
+                if client in everyone.errors:
+                    yield client_error(message, everyone.errors[client])
+                elif client in row_of:
+                    yield _reply(everyone, row_of[client], message)
+
+
+def _reply(everyone: Chunk, row: int, message: Message) -> Message:
+    values = {k: float(column[row]) for k, column in everyone.metrics.items()}
+    arrays = {name: rows[row] for name, rows in everyone.arrays.items()}
+    extra = {name: rows[row] for name, rows in everyone.client_arrays.items()}
+    return Message(reply_content(arrays or None, values, extra, zero_copy=True), reply_to=message)
+
+
+def group_messages(messages: Sequence[Message]) -> list[Instructions] | None:
+    """Return messages of any Flower strategy as groups that ask the same of their clients.
+
+    None where a message carries what we do not know how to stack.
+    """
+    groups: dict[tuple[object, ...], list[Message]] = {}
+    for message in messages:
+        content, kind = message.content, message.metadata.message_type
+        if set(content) != {ARRAYS, CONFIG} or kind not in ("train", "evaluate"):
+            return None
+        config = content.config_records[CONFIG]
+        if "server-round" not in config:
+            return None
+        settings = sorted((k, v) for k, v in config.items() if k != "client-index")
+        key = (kind, id(content.array_records[ARRAYS]), repr(settings))
+        groups.setdefault(key, []).append(message)
+    return [_instructions(group) for group in groups.values()]
+
+
+def _instructions(group: list[Message]) -> Instructions:
+    """Return messages that ask the same as one `Instructions`, in client order."""
+    first = group[0].content
+    nodes = np.array(sorted(message.metadata.dst_node_id for message in group), np.int64)
+    config = cast(Mapping[str, Scalar], first.config_records[CONFIG])
+    return Instructions(
+        message_type=group[0].metadata.message_type,
+        server_round=int(config["server-round"]),
+        client_index=nodes - FIRST_NODE_ID,
+        node_ids=nodes,
+        arrays=first.array_records[ARRAYS],
+        config=config,
+        zero_copy=True,
+    )
+
+
+def even_parts(count: int, at_most: int) -> list[slice]:
+    """Return slices that cut `count` into parts of about equal size."""
+    size = math.ceil(count / math.ceil(count / at_most)) if count else 1
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def choose_trainer(

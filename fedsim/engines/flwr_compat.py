@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 
 from flwr.app import Array, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -23,10 +25,15 @@ def make_run(run_id: int = 1) -> Run:
 
     Since flwr 1.38 a `Message` cannot be made before the (process-global) task identity is set.
     """
+    become_task_of(run_id)
+    return Run.create_empty(run_id=run_id)
+
+
+def become_task_of(run_id: int) -> None:
+    """Make this process the server of a run: the messages that it makes bear the run's id."""
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
     TaskIdentity.task_id = 1
-    return Run.create_empty(run_id=run_id)
 
 
 def client_error(message: Message, reason: str) -> Message:
@@ -52,4 +59,44 @@ def quiet_flower() -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
-__all__ = ["FIRST_NODE_ID", "Run", "client_error", "make_run", "quiet_flower", "through_wire"]
+def simulate(
+    server_app: ServerApp, client_app: ClientApp, num_clients: int, resources: dict[str, float]
+) -> None:
+    """Run Flower's simulation engine, on a Ray that is running, until the server app ends.
+
+    Ray is shut down at the end. Flower prints the traceback of whatever goes wrong, and that the
+    function is deprecated in favour of a command; here errors are raised, or in a client's reply.
+
+    Args:
+        server_app: Is called in a thread of its own, before there are nodes.
+        client_app: Is sent to Ray's actors with every message.
+        num_clients: How many virtual nodes there are.
+        resources: `num_cpus` and `num_gpus` of an actor.
+    """
+    from flwr.simulation import run_simulation
+
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,
+            num_supernodes=num_clients,
+            backend_name="ray",
+            backend_config={"client_resources": dict(resources)},
+        )
+    finally:
+        logger.setLevel(before)
+
+
+__all__ = [
+    "FIRST_NODE_ID",
+    "Run",
+    "become_task_of",
+    "client_error",
+    "make_run",
+    "quiet_flower",
+    "simulate",
+    "through_wire",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsim.client.app import make_client_app
 from fedsim.client.runtime import ClientRuntime
-from fedsim.engines.base import EnginePart, LocalGrid, isolate
+from fedsim.engines.base import EnginePart, LocalGrid, isolate, reason
 from fedsim.engines.flwr_compat import client_error, through_wire
 from fedsim.records import Chunk, Replies
 
@@ -63,9 +62,7 @@ class InProcessGrid(LocalGrid):
             if not self.zero_copy and reply.has_content():
                 reply.content = carry(reply.content)
         except Exception as error:  # a client's failure is data here, counted by admission
-            return client_error(
-                message, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            )
+            return client_error(message, reason(error))
         self.keep_state(client, context)
         return reply
 

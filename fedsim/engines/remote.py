@@ -9,6 +9,7 @@ engine.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Iterable
 
@@ -24,10 +25,6 @@ from fedsim.records import CONFIG
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.3
-"""Seconds between looks for replies."""
-LOOK_S = 2.0
-"""Seconds between looks for nodes that have joined or left."""
 KEPT_S = 60.0
 """How much longer than anybody waits for its reply a message is kept for its node."""
 
@@ -41,6 +38,13 @@ class RemoteGrid(IndexedGrid):
         connect_s: Seconds to wait for clients.
     """
 
+    poll_s = 0.3
+    """Seconds between looks for replies."""
+    look_s = 2.0
+    """Seconds between looks for nodes that have joined or left."""
+    at_once = 10_000
+    """How many nodes are asked at a time who they are."""
+
     def __init__(self, flower_grid: Grid, num_clients: int, connect_s: float) -> None:
         super().__init__(num_clients, flower_grid.run)
         self.flower_grid = flower_grid
@@ -50,7 +54,7 @@ class RemoteGrid(IndexedGrid):
         self._here: set[int] = set()
         self._questions: dict[str, int] = {}
         self._refused: dict[int, str] = {}
-        self._looked = -LOOK_S
+        self._looked = -math.inf
 
     def gather(self, minimum: int, among: Collection[int] | None = None) -> None:
         """Wait until `minimum` clients are connected, of all or of some.
@@ -64,7 +68,7 @@ class RemoteGrid(IndexedGrid):
         while len(self._connected().intersection(wanted)) < minimum:
             if time.monotonic() > deadline:
                 raise TooFewClientsError(self._too_few(minimum, wanted))
-            time.sleep(POLL_S)
+            time.sleep(self.poll_s)
             self._meet()
 
     def send_and_receive(
@@ -109,7 +113,7 @@ class RemoteGrid(IndexedGrid):
                 )
                 break
             if waiting:
-                time.sleep(POLL_S)
+                time.sleep(self.poll_s)
                 self._meet()
         return replies
 
@@ -118,10 +122,11 @@ class RemoteGrid(IndexedGrid):
 
     def _meet(self, *, now: bool = False) -> None:
         """Ask nodes that are new who they are, and note what those asked before have answered."""
-        if now or time.monotonic() - self._looked > LOOK_S:
+        if now or time.monotonic() - self._looked > self.look_s:
             self._here = set(self.flower_grid.get_node_ids())
             self._looked = time.monotonic()
-            for node in sorted(self._here - self._met):
+            new = sorted(self._here - self._met)
+            for node in new[: self.at_once - len(self._questions)]:
                 question = Message(
                     RecordDict({CONFIG: ConfigRecord()}), node, f"query.{INFO}", group_id="0"
                 )
