@@ -34,6 +34,20 @@ def client_error(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
+def absent_error(message: Message, reason: str) -> Message:
+    """Return the reply that Flower sends for a node that is gone."""
+    return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
+
+
+def is_absence(error: Error) -> bool:
+    """Whether an error says that a message or its reply went nowhere, not that a client failed."""
+    return error.code in (
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    )
+
+
 def through_wire(content: RecordDict) -> RecordDict:
     """Return what the other side of a real wire would get.
 
@@ -52,4 +66,13 @@ def quiet_flower() -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
-__all__ = ["FIRST_NODE_ID", "Run", "client_error", "make_run", "quiet_flower", "through_wire"]
+__all__ = [
+    "FIRST_NODE_ID",
+    "Run",
+    "absent_error",
+    "client_error",
+    "is_absence",
+    "make_run",
+    "quiet_flower",
+    "through_wire",
+]
