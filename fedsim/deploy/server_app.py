@@ -54,7 +54,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> Path:
         folder=folder,
         extend=int(run_config["extend"]) or None,
     )
-    resume = (folder.path / "checkpoint").is_dir()
+    resume = (folder.path / "checkpoint").is_dir() or run.extend is not None
     drive(run, server_lines.LogLines(), resume=resume)
     return folder.path
 
