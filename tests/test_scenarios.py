@@ -13,7 +13,7 @@ import pytest
 
 from fedsim import catalog
 from fedsim.config import build_part, compose
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
 from fedsim.run import Run
@@ -103,6 +103,10 @@ def test_every_scenario_says_what_to_expect(scenario: str) -> None:
 def test_every_part_runs(group: str, name: str, folder: Path, tmp_path: Path) -> None:
     if name == "huggingface":  # would download; tests/data/test_huggingface.py has it read files
         assert build_part(compose("base", ["data=huggingface"]), "data").dataset == "ylecun/mnist"
+        return
+    if name == "deployment":  # tests/deployment runs it
+        with pytest.raises(ConfigError, match="fedsim deploy"):
+            smoke("base", [f"{group}={name}"], tmp_path)
         return
     more = [word.format(folder=folder) for word in WITH.get((group, name), [])]
     small = [CLIENTS] if group == "participation" else [CLIENTS, COHORT]

@@ -54,7 +54,9 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> Path:
         folder=folder,
         extend=int(run_config["extend"]) or None,
     )
-    resume = (folder.path / "checkpoint").is_dir() or run.extend is not None
+    # A folder that is there already is gone on with, also at round 0: what it holds is then read
+    # and covered by checkpoints. A smoke run is never resumed.
+    resume = bool(where) and not smoke
     drive(run, server_lines.LogLines(), resume=resume)
     return folder.path
 

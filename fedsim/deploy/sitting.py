@@ -102,11 +102,10 @@ def configure(scenario: str, overrides: Sequence[str], num_devices: int | None) 
     Raises:
         ConfigError: As `compose`; or the scenario cannot be met by so many devices.
     """
-    words = list(overrides)
+    own = [word for word in overrides if not word.lstrip("+~").startswith("engine.")]
+    # A scenario that `--write` wrote is deployed already, and has no groups to choose from.
+    words = [*overrides] if is_deployed(compose(scenario, own)) else [*DEPLOYED, *overrides]
     config = compose(scenario, words)
-    if not is_deployed(config):  # a scenario that `--write` wrote is, and has no groups to choose
-        words = [*DEPLOYED, *overrides]
-        config = compose(scenario, words)
     if not is_deployed(config):
         raise ConfigError("engine: fedsim deploy runs on engine=deployment alone; leave it out")
     if num_devices is None:

@@ -230,6 +230,7 @@ def test_the_scenario_that_is_written_is_the_run(written: Path) -> None:
     path = str(written / "operator/scenario.yaml")
     assert compose(path).hash == asked.hash
     assert configure(path, [], None).hash == configure(path, [], 3).hash == asked.hash
+    assert configure(path, ["engine.connect_s=9"], 3).values["engine"]["connect_s"] == 9
     assert set(DEPLOYED) <= set(asked.overrides)
 
 

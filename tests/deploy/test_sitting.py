@@ -179,6 +179,15 @@ def test_what_was_typed_otherwise_is_refused(word: str, message: str) -> None:
         configure("quickstart", [word], 3)
 
 
+def test_the_engines_keys_may_be_set() -> None:
+    fitted = configure("quickstart", ["engine.connect_s=9", "engine.min_clients=2"], 3)
+    assert fitted.values["engine"] == {
+        "_target_": sitting.ENGINE,
+        "connect_s": 9.0,
+        "min_clients": 2,
+    }
+
+
 @pytest.mark.parametrize("engine", ["cohort", "in_process"])
 def test_another_engine_is_refused(engine: str) -> None:
     with pytest.raises(ConfigError, match="runs on engine=deployment alone"):
