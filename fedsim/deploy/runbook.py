@@ -40,11 +40,12 @@ _UNIT = """\
 Description=fedsim {name}
 Wants=network-online.target
 After=network-online.target
+StartLimitIntervalSec=0
 
 [Service]
 Environment=PATH=/opt/fedsim/.venv/bin:/usr/local/bin:/usr/bin:/bin
 ExecStart=/bin/sh /opt/fedsim/{folder}/start.sh
-Restart=on-failure
+Restart=always
 RestartSec=5
 
 [Install]

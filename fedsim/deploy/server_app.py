@@ -54,10 +54,8 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> Path:
         folder=folder,
         extend=int(run_config["extend"]) or None,
     )
-    # A folder that is there already is gone on with, also at round 0: what it holds is then read
-    # and covered by checkpoints. A smoke run is never resumed.
-    resume = bool(where) and not smoke
-    drive(run, server_lines.LogLines(), resume=resume)
+    # A folder that was made elsewhere is read and checked, whether the run has begun or not.
+    drive(run, server_lines.LogLines(), resume=bool(where) and not smoke)
     return folder.path
 
 

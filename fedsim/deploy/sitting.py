@@ -24,7 +24,7 @@ from fedsim.results import RunFolder
 log = logging.getLogger(__name__)
 
 ENGINE = "fedsim.engines.deployment.Deployment"
-DEPLOYED = ["engine=deployment", "checkpoint.every=1"]
+EVERY_ROUND = "checkpoint.every=1"
 """Over a scenario, under the user's overrides: a deployed round is too dear to be lost."""
 
 
@@ -104,7 +104,8 @@ def configure(scenario: str, overrides: Sequence[str], num_devices: int | None) 
     """
     own = [word for word in overrides if not word.lstrip("+~").startswith("engine.")]
     # A scenario that `--write` wrote is deployed already, and has no groups to choose from.
-    words = [*overrides] if is_deployed(compose(scenario, own)) else [*DEPLOYED, *overrides]
+    engine = [] if is_deployed(compose(scenario, own)) else ["engine=deployment"]
+    words = [*engine, EVERY_ROUND, *overrides]
     config = compose(scenario, words)
     if not is_deployed(config):
         raise ConfigError("engine: fedsim deploy runs on engine=deployment alone; leave it out")

@@ -19,7 +19,8 @@ class Deployment(EnginePart):
     """Flower's deployment runtime; `fedsim deploy` sets this engine.
 
     Attributes:
-        min_clients: How many clients must be connected before the first round; null for all.
+        min_clients: How many clients must be connected before the first round; null for all. Later,
+            a round goes on with those of its participants that are connected, at least one.
         connect_s: Seconds to wait for them.
     """
 
@@ -39,6 +40,6 @@ class Deployment(EnginePart):
                 f"engine.min_clients: {self.min_clients} of {num_clients} clients; lower it, or "
                 "raise partition.num_clients"
             )
-        grid = RemoteGrid(flower_grid, num_clients)
-        grid.gather(self.min_clients or num_clients, self.connect_s)
+        grid = RemoteGrid(flower_grid, num_clients, self.connect_s)
+        grid.gather(self.min_clients or num_clients)
         return grid

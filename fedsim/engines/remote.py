@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -29,6 +29,8 @@ POLL_S = 0.3
 """Seconds between looks for replies."""
 LOOK_S = 2.0
 """Seconds between looks for nodes that have joined or left."""
+KEPT_S = 60.0
+"""How much longer than anybody waits for its reply a message is kept for its node."""
 
 
 class RemoteGrid(IndexedGrid):
@@ -37,11 +39,13 @@ class RemoteGrid(IndexedGrid):
     Args:
         flower_grid: Flower's grid of this run.
         num_clients: N; clients are 0..N-1, one node each.
+        connect_s: Seconds to wait for clients.
     """
 
-    def __init__(self, flower_grid: Grid, num_clients: int) -> None:
+    def __init__(self, flower_grid: Grid, num_clients: int, connect_s: float) -> None:
         super().__init__(num_clients, flower_grid.run)
         self.flower_grid = flower_grid
+        self.connect_s = connect_s
         self._node_of: dict[int, int] = {}
         self._here: set[int] = set()
         self._met: set[int] = set()
@@ -49,19 +53,19 @@ class RemoteGrid(IndexedGrid):
         self._refused: dict[int, str] = {}
         self._waiting: dict[str, Message] = {}
         self._looked = -math.inf
-        self._connect_s = 60.0
 
-    def gather(self, minimum: int, connect_s: float) -> None:
-        """Wait until `minimum` clients are connected.
+    def gather(self, minimum: int, among: Collection[int] | None = None) -> None:
+        """Wait until `minimum` clients are connected, of all or of some.
 
         Raises:
             TooFewClientsError: They are not within `connect_s` seconds.
         """
-        self._connect_s = connect_s
-        deadline = time.monotonic() + connect_s
-        while len(self._connected()) < minimum:
+        wanted = range(self.num_clients) if among is None else among
+        deadline = time.monotonic() + self.connect_s
+        self._meet(now=True)
+        while len(self._connected().intersection(wanted)) < minimum:
             if time.monotonic() > deadline:
-                raise TooFewClientsError(self._too_few(minimum, connect_s))
+                raise TooFewClientsError(self._too_few(minimum, wanted))
             time.sleep(POLL_S)
             self._meet()
 
@@ -70,19 +74,19 @@ class RemoteGrid(IndexedGrid):
     ) -> Iterable[Message]:
         """Send messages to the nodes of their clients; return what came back within `timeout`.
 
-        A client without a node answers with an error at once. Where no client has one, this waits
-        for the first, as `gather` does: a run must not race through its rounds with nobody there.
+        A client without a node answers with an error at once; if none of them has one, they are
+        waited for first: a run must not race through its rounds with nobody there.
 
         Raises:
-            TooFewClientsError: Nobody comes.
+            TooFewClientsError: In vain.
         """
         messages = list(messages)
-        self._meet(now=True)
-        if messages and not self._connected():
-            log.warning("no client is connected; waiting up to %g s for one", self._connect_s)
-            self.gather(1, self._connect_s)
+        if not messages:
+            return []
+        self.gather(1, [self.client_index(m.metadata.dst_node_id) for m in messages])
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        waiting = set(self._push(messages, timeout))
+        ttl = None if timeout is None else timeout + KEPT_S
+        waiting = set(self._push(messages, ttl))
         replies: list[Message] = []
         while waiting:
             came = self._pull(waiting)
@@ -93,8 +97,10 @@ class RemoteGrid(IndexedGrid):
             if waiting:
                 time.sleep(POLL_S)
                 self._meet()
-        for late in waiting:
-            del self._waiting[late]
+        if waiting:
+            asked = [self._waiting.pop(late).metadata.dst_node_id for late in waiting]
+            late = sorted(map(self.client_index, asked))
+            log.warning("no reply within %g s from %d clients: %s", timeout, len(late), late[:10])
         return replies
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -191,15 +197,15 @@ class RemoteGrid(IndexedGrid):
         log.warning("node %d is left out: %s", node, why)
         self._refused[node] = why
 
-    def _too_few(self, minimum: int, connect_s: float) -> str:
+    def _too_few(self, minimum: int, wanted: Collection[int]) -> str:
         connected = self._connected()
-        missing = [client for client in range(self.num_clients) if client not in connected]
+        missing = [client for client in wanted if client not in connected]
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         text = (
-            f"{len(connected)} of {self.num_clients} clients have connected within {connect_s:g} s,"
-            f" but {minimum} are needed; missing: {shown}. Start their SuperNodes (--node-config "
-            "'partition-id=K'), or change engine.min_clients, engine.connect_s or "
-            "partition.num_clients"
+            f"{len(wanted) - len(missing)} of {len(wanted)} clients have connected within "
+            f"{self.connect_s:g} s, but {minimum} are needed; missing: {shown}. Start their "
+            "SuperNodes (--node-config 'partition-id=K'), or change engine.min_clients, "
+            "engine.connect_s or partition.num_clients"
         )
         silent = len(self._questions)
         more = [f"{silent} connected nodes have not said which client they are"] * bool(silent)
@@ -208,7 +214,7 @@ class RemoteGrid(IndexedGrid):
 
 
 def _readdressed(message: Message, node: int, ttl: float | None) -> Message:
-    """Return the same message to another node; one that nobody waits for is not kept for long."""
+    """Return the same message to another node; a node that was away does no work in vain."""
     return Message(
         message.content,
         node,

@@ -15,7 +15,7 @@ import pytest
 
 from fedsim.config import compose
 from fedsim.deploy import front, runbook
-from fedsim.deploy.sitting import DEPLOYED, configure
+from fedsim.deploy.sitting import EVERY_ROUND, configure
 from fedsim.errors import ConfigError
 
 STUB = """\
@@ -206,7 +206,7 @@ def test_units_start_the_scripts(written: Path) -> None:
         assert sections == ["Unit", "Service", "Install"]
         lines = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"^\w+=", line))
         assert lines["ExecStart"] == f"/bin/sh /opt/fedsim/{folder}/start.sh"
-        assert lines["Restart"] == "on-failure"
+        assert lines["Restart"] == "always"
         assert lines["WantedBy"] == "multi-user.target"
         assert f"systemctl enable --now /opt/fedsim/{folder}/fedsim-{name}.service" in unit
 
@@ -231,7 +231,7 @@ def test_the_scenario_that_is_written_is_the_run(written: Path) -> None:
     assert compose(path).hash == asked.hash
     assert configure(path, [], None).hash == configure(path, [], 3).hash == asked.hash
     assert configure(path, ["engine.connect_s=9"], 3).values["engine"]["connect_s"] == 9
-    assert set(DEPLOYED) <= set(asked.overrides)
+    assert {"engine=deployment", EVERY_ROUND} <= set(asked.overrides)
 
 
 def readme(folder: Path) -> str:

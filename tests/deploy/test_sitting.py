@@ -199,7 +199,7 @@ def test_too_few_devices_are_told_before_anything_is_started() -> None:
     five = configure("quickstart", words, None)
     with pytest.raises(ConfigError, match="--local 3: 5 of 5 clients are needed"):
         front.check(five, 3, smoke=False)
-    some = compose("quickstart", [*sitting.DEPLOYED, "engine.min_clients=3"])
+    some = compose("quickstart", ["engine=deployment", "engine.min_clients=3"])
     assert front.check(some, 3, smoke=False) == 100
 
 

@@ -20,7 +20,7 @@ from fedsim.engines import remote
 from fedsim.engines.deployment import Deployment
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.engines.in_process import InProcess, InProcessGrid
-from fedsim.engines.remote import LOOK_S, POLL_S, RemoteGrid
+from fedsim.engines.remote import KEPT_S, LOOK_S, POLL_S, RemoteGrid
 from fedsim.errors import ConfigError, TooFewClientsError
 from fedsim.models.linear import LinearModel
 from fedsim.records import to_record
@@ -60,8 +60,8 @@ def connected(clock: Clock, one: Any | None = None, clients: int = CLIENTS) -> R
     nodes = Nodes(clock, one or runtime())
     for client in reversed(range(clients)):
         nodes.join(client)
-    grid = RemoteGrid(nodes, CLIENTS)
-    grid.gather(clients, 10.0)
+    grid = RemoteGrid(nodes, CLIENTS, 10.0)
+    grid.gather(clients)
     return grid
 
 
@@ -94,14 +94,14 @@ def test_gather_waits_for_exactly_the_minimum(clock: Clock) -> None:
     nodes = Nodes(clock, runtime())
     for client in range(3):
         clock.at(5.0 + client, lambda client=client: nodes.join(client))
-    grid = RemoteGrid(nodes, CLIENTS)
-    grid.gather(2, 60.0)
+    grid = RemoteGrid(nodes, CLIENTS, 60.0)
+    grid.gather(2)
     assert 6.0 <= clock.now - 1000 <= 6.0 + LOOK_S + 2 * POLL_S
     assert grid._connected() == {0, 1}
-    grid.gather(3, 60.0)
+    grid.gather(3)
     assert 7.0 <= clock.now - 1000 <= 7.0 + LOOK_S + 2 * POLL_S
     before = clock.now
-    grid.gather(3, 60.0)  # they are there
+    grid.gather(3)  # they are there
     assert clock.now == before
 
 
@@ -123,9 +123,9 @@ def test_too_few_clients_end_the_wait_in_time_and_are_named(clock: Clock) -> Non
     nodes.join(7, ready_s=math.inf)
     gone = nodes.join(-1)
     clock.at(8.0, lambda: nodes.leave(gone))
-    grid = RemoteGrid(nodes, CLIENTS)
+    grid = RemoteGrid(nodes, CLIENTS, 20.0)
     with pytest.raises(TooFewClientsError) as caught:
-        grid.gather(3, 20.0)
+        grid.gather(3)
     assert clock.now - 1000 <= 20.0 + 2 * POLL_S
     assert caught.value.exit_code == 4
     first, *others = str(caught.value).splitlines()
@@ -149,9 +149,9 @@ def answer(message: Message, client: object, version: str = __version__) -> Mess
 
 
 def test_many_missing_clients_are_not_all_listed(clock: Clock) -> None:
-    grid = RemoteGrid(Nodes(clock, runtime()), 5000)
+    grid = RemoteGrid(Nodes(clock, runtime()), 5000, 1.0)
     with pytest.raises(TooFewClientsError, match=r"missing: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\."):
-        grid.gather(1, 1.0)
+        grid.gather(1)
 
 
 @pytest.mark.parametrize("claim", [-1, CLIENTS, "3", 3.0, True, [3]])
@@ -159,16 +159,16 @@ def test_only_an_index_within_range_is_an_index(clock: Clock, claim: object) -> 
     nodes = Nodes(clock, runtime())
     node = nodes.join(0)
     nodes.misbehave[node] = lambda message, _: answer(message, claim)
-    grid = RemoteGrid(nodes, CLIENTS)
+    grid = RemoteGrid(nodes, CLIENTS, 3.0)
     with pytest.raises(TooFewClientsError, match=f"node {node} was left out: says it is client"):
-        grid.gather(1, 3.0)
+        grid.gather(1)
 
 
 def test_an_answer_without_content_of_ours_is_refused(clock: Clock) -> None:
     nodes = Nodes(clock, runtime())
     nodes.misbehave[nodes.join(0)] = lambda message, _: Message(RecordDict(), reply_to=message)
     with pytest.raises(TooFewClientsError, match="runs fedsim None"):
-        RemoteGrid(nodes, CLIENTS).gather(1, 3.0)
+        RemoteGrid(nodes, CLIENTS, 3.0).gather(1)
 
 
 def test_a_device_that_comes_back_under_a_new_id_takes_its_place(
@@ -194,11 +194,17 @@ def test_a_node_that_comes_back_as_another_client_is_asked_again(clock: Clock) -
     nodes = nodes_of(grid)
     node = nodes.of(2)
     nodes.leave(node)
-    (reply,) = grid.send_and_receive(messages(grid, 2), timeout=5.0)
-    assert reply.has_error()
+    _, gone = sorted(
+        grid.send_and_receive(messages(grid, 0, 2), timeout=5.0),
+        key=lambda reply: reply.metadata.src_node_id,
+    )
+    assert gone.has_error()
     nodes.nodes[node] = 5  # the same key, hence the same id
     list(grid.send_and_receive(messages(grid, 0), timeout=5.0))
-    two, five = grid.send_and_receive(messages(grid, 2, 5), timeout=5.0)
+    two, five = sorted(
+        grid.send_and_receive(messages(grid, 2, 5), timeout=5.0),
+        key=lambda reply: reply.metadata.src_node_id,
+    )
     assert grid.client_index(two.metadata.src_node_id) == 2 and two.has_error()
     assert grid.client_index(five.metadata.src_node_id) == 5 and five.has_content()
 
@@ -208,8 +214,8 @@ def test_a_node_that_was_refused_may_come_back_in_order(clock: Clock) -> None:
     node = nodes.join(99)
     clock.at(3.0, lambda: nodes.leave(node))
     clock.at(6.0, lambda: nodes.nodes.update({node: 1}))
-    grid = RemoteGrid(nodes, CLIENTS)
-    grid.gather(1, 20.0)
+    grid = RemoteGrid(nodes, CLIENTS, 20.0)
+    grid.gather(1)
     assert grid._connected() == {1} and not grid._refused
 
 
@@ -231,7 +237,7 @@ def test_a_question_that_cannot_be_pushed_is_asked_again(clock: Clock) -> None:
     node = nodes.join(0)
     nodes.unpushable.add(node)
     clock.at(5.0, nodes.unpushable.clear)
-    RemoteGrid(nodes, CLIENTS).gather(1, 20.0)
+    RemoteGrid(nodes, CLIENTS, 20.0).gather(1)
     assert clock.now - 1000 >= 5.0
 
 
@@ -264,7 +270,8 @@ def test_messages_reach_the_node_of_their_client_and_replies_name_the_client(clo
         assert reply.metadata.message_type == "train"
     real = [m for m in nodes_of(grid).pushed if m.metadata.message_type == "train"]
     assert {m.metadata.group_id for m in real} == {"12"}
-    assert {m.metadata.ttl for m in real} == {9.0}, "what nobody waits for is not kept"
+    ttl = {m.metadata.ttl for m in real}
+    assert ttl == {9.0 + KEPT_S}, "what nobody waits for is not kept for long"
     assert list(grid.send_and_receive([])) == []
 
 
@@ -409,8 +416,8 @@ def test_the_nodes_ids_and_the_order_of_replies_do_not_matter(clock: Clock) -> N
         nodes = Nodes(clock, runtime(), seed)
         for client in nodes.rng.permutation(CLIENTS).tolist():
             nodes.join(client, ready_s=float(nodes.rng.random() * 3))
-        grid = RemoteGrid(nodes, CLIENTS)
-        grid.gather(CLIENTS, 60.0)
+        grid = RemoteGrid(nodes, CLIENTS, 60.0)
+        grid.gather(CLIENTS)
         results.append(drive(grid, make("fedau"))[0])
     assert equal(*results)
 
@@ -453,16 +460,35 @@ def test_if_every_client_raises_the_run_ends(clock: Clock) -> None:
         drive(grid, make("fedavg"))
 
 
-def test_a_round_whose_clients_are_all_gone_is_no_bug_of_theirs(clock: Clock) -> None:
-    """Others are there, who were not asked in this round."""
+@pytest.mark.parametrize("code", [3, 4, 5])
+def test_a_round_whose_nodes_are_lost_is_no_bug_of_theirs(clock: Clock, code: int) -> None:
+    """Flower answers on behalf of a node that goes while it works."""
     grid = connected(clock)
     nodes = nodes_of(grid)
-    schedule = Some(CLIENTS, 1)
-    gone = int(schedule.select(1)[0])
-    nodes.leave(nodes.of(gone))
-    params, reports = drive(grid, make("fedavg"), schedule=schedule, rounds=1)
-    assert [report.rejected for report in reports] == [{"error": 1}]
+    lost = lambda message, _: Message(Error(code, "it is gone"), reply_to=message)  # noqa: E731
+    nodes.misbehave = dict.fromkeys(nodes.nodes, lost)
+    params, reports = drive(grid, make("fedavg"), rounds=2)
+    assert [report.rejected for report in reports] == [{"error": CLIENTS}] * 2
     assert equal(params, nodes.runtime.initial_params())
+
+
+def test_a_round_whose_clients_are_all_gone_waits_for_one_of_them(clock: Clock) -> None:
+    """Others are there, who were not asked in this round."""
+    schedule = Some(CLIENTS, 2)
+    asked = schedule.select(1).tolist()
+    for comes_back in (True, False):
+        grid = connected(clock)
+        nodes = nodes_of(grid)
+        for client in asked:
+            nodes.leave(nodes.of(client))
+        if comes_back:
+            clock.at(clock.now - 1000 + 5.0, lambda nodes=nodes: nodes.join(asked[1]))
+            _, (report,) = drive(grid, make("fedavg"), schedule=schedule, rounds=1)
+            assert report.admitted == [asked[1]]
+            assert report.rejected == {"error": 1}
+        else:
+            with pytest.raises(TooFewClientsError, match=r"^0 of 2 clients .* but 1 are needed"):
+                drive(grid, make("fedavg"), schedule=schedule, rounds=1)
 
 
 def test_where_nobody_is_left_the_run_waits_and_ends_with_too_few_clients(clock: Clock) -> None:

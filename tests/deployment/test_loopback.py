@@ -1,0 +1,122 @@
+"""A real deployment on loopback, TLS and authentication on: same weights, and no strangers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from fedsim.config import compose
+from fedsim.deploy import commands, credentials
+from fedsim.deploy.commands import Link
+from fedsim.deploy.local import LocalDeployment, free_port
+from fedsim.deploy.sitting import Sitting, configure
+from fedsim.files import sha256
+from fedsim.progress import JsonLines
+from fedsim.results import RunFolder
+from fedsim.run import Run
+from fedsim.simulation import Simulation
+
+pytestmark = pytest.mark.slow
+
+NODES = 3
+SMALL = ["rounds=3", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]
+STRATEGIES = {
+    "fedavg": ["strategy=fedavg", "participation=full"],
+    "fedau": ["strategy=fedau", "participation=bernoulli", "participation.rate=0.7", "seed=3"],
+    "fedadam": ["strategy=fedadam", "participation=full", "partition.holdout=0.2"],
+}
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeployment]:
+    folder = tmp_path_factory.mktemp("deployment")
+    with LocalDeployment(folder, NODES, secure=True) as started:
+        yield started
+
+
+def weights(folder: Path) -> str:
+    tensors = load_file(folder / "model.safetensors")
+    return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in tensors))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_three_rounds_end_with_the_same_weights(
+    deployment: LocalDeployment, strategy: str, tmp_path: Path
+) -> None:
+    words = [*SMALL, *STRATEGIES[strategy], f"output.root={tmp_path}"]
+    here = compose("quickstart", [*words, "engine=in_process"])
+    local = Run(simulation=Simulation(here), folder=RunFolder.create(here))
+    reports = list(local.start())
+    config = configure("quickstart", words, NODES)
+    folder = RunFolder.create(config)
+    started = time.monotonic()
+    Sitting(config=config, folder=str(folder.path)).on(deployment.superlink, JsonLines())
+    assert time.monotonic() - started < 120
+    assert weights(folder.path) == weights(local.folder.path)
+    for told, report in zip(folder.rounds(), reports, strict=True):
+        assert told["admitted"] == report.admitted
+        assert told["train"] == report.train
+        assert told["central"] == report.central
+        assert not told["rejected"]
+
+
+def online(deployment: LocalDeployment) -> list[str]:
+    done = subprocess.run(
+        [commands.program("flwr"), "supernode", "list", "local", "--format", "json"],
+        env=commands.environment(deployment.superlink.home),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    nodes = json.loads(done.stdout[done.stdout.index("{") :])["nodes"]
+    return sorted(str(node["node-id"]) for node in nodes if node["status"] == "online")
+
+
+def test_strangers_are_refused(deployment: LocalDeployment, tmp_path: Path) -> None:
+    """A node in plain text, one that trusts another authority, one that nobody registered."""
+    assert deployment.link.credentials is not None
+    ours, theirs = deployment.link.credentials, tmp_path / "theirs"
+    credentials.write_certificates(theirs, ["127.0.0.1"])
+    credentials.write_node_key(tmp_path / "key")
+
+    def link(folder: Path | None) -> Link:
+        return Link(
+            host="127.0.0.1", port=deployment.link.port, bind="127.0.0.1", credentials=folder
+        )
+
+    strangers = {
+        "plain": (link(None), None),
+        "authority": (link(theirs), ours / "node-0"),
+        "unregistered": (link(ours), tmp_path / "key"),
+    }
+    known = online(deployment)
+    assert len(known) == NODES
+    processes = {}
+    for name, (where, key) in strangers.items():
+        command = commands.supernode(where, {"partition-id": 0}, port=free_port(), key=key)
+        with (tmp_path / f"{name}.log").open("w") as log:
+            processes[name] = subprocess.Popen(
+                [commands.program(command[0]), *command[1:]],
+                env=commands.environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+    deadline = time.monotonic() + 20
+    try:
+        while time.monotonic() < deadline:
+            assert online(deployment) == known
+            time.sleep(1)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    for name in strangers:
+        log = (tmp_path / f"{name}.log").read_text()
+        assert "SuperNode ID" not in log, name  # what a node says that was let in
+        assert "Starting Flower SuperNode" in log
