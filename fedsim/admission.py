@@ -29,6 +29,7 @@ import torch
 from flwr.app import Array, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsim.engines.flwr_compat import is_absence
 from fedsim.errors import FedsimError
 from fedsim.parts import Part, Range
 from fedsim.records import (
@@ -72,7 +73,7 @@ class Admission(Part):
         max_examples: The largest `num-examples` a client may claim.
         on_failure: `"continue"`: count and go on. `"stop"`: the first rejected reply ends the run.
             Either way, a round in which every reply is a client's error ends the run: that is a bug
-            in the client code, not a fault of a device.
+            in the client code, not a fault of a device. Nodes that are gone do not reply.
         timeout_s: Seconds that one exchange may take; later replies are lost.
     """
 
@@ -241,10 +242,9 @@ class AdmittedReplies(Replies):
         node = message.metadata.src_node_id
         if message.has_error():  # sent by the client, or by Flower on behalf of a node that is gone
             told = message.error.reason or f"error code {message.error.code}"
-            known = node in self._client_of
-            raise Rejected(
-                "error", self._told(f"client {self._client_of[node]}" if known else "", told)
-            )
+            sender = f"client {self._client_of[node]}" if node in self._client_of else ""
+            absent = is_absence(message.error)  # nobody's failure
+            raise Rejected("error", self._told("" if absent else sender, told))
         if node not in self._client_of:
             raise Rejected("unknown", "was not asked")
         if self._group is not None and message.metadata.group_id != self._group:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -84,12 +85,19 @@ def resume(
     with _errors(debug):
         from fedsim.config import compose
         from fedsim.config.overrides import parse
+        from fedsim.deploy.sitting import is_deployed
         from fedsim.results import RunFolder, check_unchanged
         from fedsim.run import Run
         from fedsim.simulation import Simulation
 
         opened = RunFolder.open(folder)
         config = opened.config()
+        if is_deployed(config):
+            path = shlex.quote(str(folder))
+            raise ResumeError(
+                f"{folder} was deployed; go on with: fedsim deploy --resume {path} --local N, on N "
+                "devices of this machine, or scenario=... --to NAME --resume RUN as it was started"
+            )
         if overrides:
             for group, name in parse(overrides)[0].items():
                 raise ResumeError(f"{group}={name}: a run keeps its parts; start a new run instead")
@@ -180,6 +188,16 @@ def deploy(
 
         if sum(choice is not None for choice in (local, to, write)) != 1:
             raise ConfigError("one of --local N, --to NAME and --write DIR says where; give one")
+        _refuse_idle(
+            {
+                "--host": host and write is None,
+                "--devices": devices is not None and local is not None,
+                "--secure/--insecure": secure is not None and to is not None,
+                "--smoke": smoke and (write is not None or resume is not None),
+                "--resume": resume is not None and write is not None,
+                "--extend": extend is not None and resume is None,
+            }
+        )
         words = _scenario(overrides) if overrides or resume is None else None
         longer = 0 if extend is None else _rounds(extend)
         if write is not None:
@@ -340,6 +358,14 @@ def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
                 f"groups: {', '.join(everything)}"
             )
     return chosen
+
+
+def _refuse_idle(idle: Mapping[str, object]) -> None:
+    """Refuse options that would do nothing with the others that were given."""
+    if options := [option for option, is_idle in idle.items() if is_idle]:
+        raise ConfigError(
+            f"{options[0]} says nothing here; leave it out (fedsim deploy --help shows what for)"
+        )
 
 
 def _rounds(extend: str) -> int:

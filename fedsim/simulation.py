@@ -238,15 +238,26 @@ class Simulation:
         if "grid" in self.__dict__:
             self.grid.close()
 
-    @cached_property
-    def loop(self) -> RoundLoop:
-        """The round loop, ready to run."""
+    def check(self) -> None:
+        """Build all but what runs the clients, so that mistakes are told at once.
+
+        Raises:
+            ConfigError: A part of the scenario cannot be made, or does not go with the others.
+        """
         rules = self.settings.evaluation
         if rules.clients != "none" and not self.partition_part.holdout:
             raise ConfigError(
                 f"evaluation.clients={rules.clients}: clients have no samples to evaluate on; "
                 "set partition.holdout, e.g. partition.holdout=0.2"
             )
+        for part in ("runtime", "schedule", "topology"):
+            getattr(self, part)
+
+    @cached_property
+    def loop(self) -> RoundLoop:
+        """The round loop, ready to run."""
+        self.check()
+        rules = self.settings.evaluation
         return RoundLoop(
             strategy=self.strategy,
             grid=self.grid,

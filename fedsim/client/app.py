@@ -50,7 +50,7 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
         config = message.content.config_records[CONFIG]
         result = train_client(
             runtime,
-            client=index_of(context),
+            client=_addressed(message, context),
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             params=_params(runtime, message),
             client_arrays=_client_arrays(runtime, message),
@@ -65,7 +65,7 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
         config = message.content.config_records.get(CONFIG, ConfigRecord())
         metrics = evaluate_client(
             runtime,
-            client=index_of(context),
+            client=_addressed(message, context),
             server_round=int(config.get("server-round", 0)),  # type: ignore[arg-type]
             params=_params(runtime, message),
             client_arrays=_client_arrays(runtime, message),
@@ -87,6 +87,20 @@ def index_of(context: Context) -> int:
             f"partition-id: {index!r} is no client index; start the SuperNode with "
             "--node-config 'partition-id=K', K = 0, 1, ... one per device"
         )
+    return index
+
+
+def _addressed(message: Message, context: Context) -> int:
+    """Return the client's index, which is the one that was asked, if the message says which.
+
+    Raises:
+        ConfigError: The node was restarted as another client since the server asked who it is.
+    """
+    index = index_of(context)
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    if config.get("client-index", index) != index:
+        asked = config["client-index"]
+        raise ConfigError(f"partition-id: client {asked!r} was asked, but this node is {index} now")
     return index
 
 

@@ -9,7 +9,7 @@ import ipaddress
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +42,23 @@ class Link:
 
 def is_loopback(host: str) -> bool:
     """Whether a host can only be this machine."""
+    return ipaddress.ip_address(host).is_loopback if is_address(host) else host == "localhost"
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, and not a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return False
+    return True
+
+
+def bind(hosts: Sequence[str]) -> str:
+    """Return the address at which a SuperLink listens, of the first host's kind: IPv4 or IPv6."""
+    if not all(map(is_loopback, hosts)):
+        return "::" if ":" in hosts[0] else "0.0.0.0"  # noqa: S104
+    return "::1" if ":" in hosts[0] else "127.0.0.1"
 
 
 def superlink(link: Link, database: Path) -> list[str]:
@@ -84,7 +97,7 @@ def supernode(
         port: On the device's loopback, between the SuperNode and its client processes.
         key: The device's private key; None without authentication.
     """
-    pairs = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
+    pairs = " ".join(f"{name}={toml(value)}" for name, value in config.items())
     command = [
         "flower-supernode",
         *("--superlink", link.address, "--port", str(port), "--node-config", pairs),
@@ -101,12 +114,24 @@ def supernode(
 def connection(name: str, link: Link) -> str:
     """Return the content of `$FLWR_HOME/config.toml` that leads to a SuperLink."""
     lines = ["[superlink]", f'default = "{name}"', f"[superlink.{name}]"]
-    lines.append(f"address = {json.dumps(link.address)}")
+    lines.append(f"address = {toml(link.address)}")
     if link.credentials is None:
         lines.append("insecure = true")
     else:
-        lines.append(f"root-certificates = {json.dumps(str(link.credentials / AUTHORITY))}")
+        lines.append(f"root-certificates = {toml(str(link.credentials / AUTHORITY))}")
     return "\n".join(lines) + "\n"
+
+
+def toml(value: int | float | str) -> str:
+    """Return a value in TOML.
+
+    A quotation mark within text becomes a number: Flower ends a node's value at the first of them,
+    escaped or not. And TOML, unlike JSON, knows no surrogates.
+    """
+    if not isinstance(value, str):
+        return json.dumps(value)
+    inner = json.dumps(value, ensure_ascii=False)[1:-1]
+    return '"' + inner.replace('\\"', "\\u0022").replace("\x7f", "\\u007f") + '"'
 
 
 def program(name: str) -> str:

@@ -55,7 +55,9 @@ def write_certificates(folder: Path, hosts: Sequence[str], valid_days: int = VAL
         )
         .sign(authority_key, hashes.SHA384())
     )
-    names = [_alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1"])]
+    names = [
+        _alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])
+    ]
     server = (
         _certificate(_name("fedsim SuperLink"), name, server_key.public_key(), valid_days)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)

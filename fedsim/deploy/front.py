@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from fedsim.errors import ConfigError
 from fedsim.progress import Display
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation, Smoke
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 Words = tuple[str, list[str]] | None
 """(scenario, overrides) as typed; None where a run folder says it all."""
@@ -38,9 +41,10 @@ def on_loopback(
             raise ConfigError("--resume: the run's folder says the scenario; leave it out")
         folder = RunFolder.open(Path(resume))
         config = resumed_config(folder)
+        check(config, nodes, smoke=False)
     else:
         config = configure(*_given(words), nodes)
-        check(config, smoke=smoke)
+        check(config, nodes, smoke=smoke)
         folder = RunFolder.create(config, smoke=smoke)
     path = folder.path.resolve()
     command = f"fedsim deploy --resume {shlex.quote(str(path))} --local {nodes}"
@@ -67,17 +71,18 @@ def on_superlink(
     """
     scenario, overrides = _given(words)
     config = configure(scenario, overrides, devices)
-    typed = shlex.join([f"scenario={scenario}", *overrides])
+    where = ["--to", name] if devices is None else ["--to", name, "--devices", str(devices)]
+    typed = shlex.join([f"scenario={scenario}", *overrides, *where])
     sitting = Sitting(
         config=config,
         smoke=smoke,
         folder=resume or "",
         extend=extend,
-        how_to_resume=f"fedsim deploy {typed} --to {name} --resume {resume or 'RUN'} (RUN: its "
+        how_to_resume=f"fedsim deploy {typed} --resume {shlex.quote(resume or 'RUN')} (RUN: its "
         "folder on the SuperLink's host, under results/runs)",
     )
-    where = sitting.on(SuperLink(name=name), display)
-    return f"run:     {where} (on the SuperLink's host)"
+    path = sitting.on(SuperLink(name=name), display)
+    return f"run:     {path} (on the SuperLink's host)"
 
 
 def write(
@@ -93,15 +98,20 @@ def write(
     Raises:
         ConfigError: The scenario cannot be run, or the folder not be written.
     """
+    for host in hosts:
+        if not _HOST.fullmatch(host) and not commands.is_address(host):
+            raise ConfigError(
+                f"--host {host}: expected a name or an address alone, e.g. fl.example.org, 10.0.0.5"
+            )
     config = configure(*_given(words), devices)
-    check(config, smoke=False)
+    num_clients = check(config, None, smoke=False)
     loopback = all(map(commands.is_loopback, hosts))
     if secure is False and not loopback:
         raise ConfigError(
             f"--insecure: {', '.join(hosts)} is not loopback, and anybody on the way could read "
             "and change models, and join as a device; leave --insecure out"
         )
-    count = devices or Simulation(config).partition.num_clients
+    count = devices or num_clients
     if count > 1000:
         raise ConfigError(f"--devices: the scenario has {count:,} clients; say how many devices")
     secure = not loopback if secure is None else secure
@@ -109,15 +119,30 @@ def write(
     return f"written: {folder}\nnext:    {folder / 'README.md'}"
 
 
-def check(config: Config, *, smoke: bool) -> None:
+def check(config: Config, devices: int | None, *, smoke: bool) -> int:
     """Build what can be built before anything is started, so that mistakes are told at once.
 
+    Args:
+        config: The run.
+        devices: How many there will be; None: not known.
+        smoke: Cut it down.
+
+    Returns:
+        How many clients it has.
+
     Raises:
-        ConfigError: A part of the scenario cannot be made.
+        ConfigError: A part of the scenario cannot be made, or there are too few devices.
     """
     simulation = Simulation(config, Smoke() if smoke else None)
-    simulation.runtime  # noqa: B018
-    simulation.schedule  # noqa: B018
+    simulation.check()
+    count = simulation.partition.num_clients
+    needed = config.values["engine"]["min_clients"] or count
+    if devices is not None and devices < needed:
+        raise ConfigError(
+            f"--local {devices}: {needed} of {count} clients are needed before the first round; "
+            f"give --local {count}, or lower engine.min_clients"
+        )
+    return count
 
 
 def _given(words: Words) -> tuple[str, list[str]]:

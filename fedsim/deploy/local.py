@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedsim.deploy import commands, credentials
@@ -105,11 +106,12 @@ class LocalDeployment:
 
     def close(self) -> None:
         """End every process: asked first, killed if that does not help."""
-        superlink = self.processes.pop("superlink", None)
-        _end(list(self.processes.values()), GRACE_S)  # first: without it, they would wait for it
-        self.processes.clear()
-        if superlink is not None:
-            _end([superlink], GRACE_S)
+        with _uninterrupted():
+            superlink = self.processes.pop("superlink", None)
+            _end(list(self.processes.values()), GRACE_S)  # first: else they would wait for it
+            self.processes.clear()
+            if superlink is not None:
+                _end([superlink], GRACE_S)
 
     def _key(self, node: int) -> Path:
         return self.folder / "credentials" / f"node-{node}"
@@ -141,52 +143,72 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let no impatient second Ctrl-C, which `ps` would get as well, leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def _end(processes: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
     """End processes and all that they have started, by process id; none is left on return."""
-    started = {pid for process in processes for pid in descendants(process.pid)}
+    started = _family(process.pid for process in processes)
     if grace_s:
         for process in processes:
             process.terminate()
     deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        started |= _family(started)  # they may start others to the last
+        time.sleep(0.1)
+    while lives := _family(started):  # and in between two looks
+        started |= lives
+        for pid in lives:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in processes:
+            process.wait()
     for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
-        started.update(descendants(process.pid))
-        process.kill()
         process.wait()
-    for pid in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    while any(map(_lives, started)):
-        time.sleep(0.05)
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process is there, and not merely waiting for its parent to note that it ended."""
-    state = subprocess.run(  # noqa: S603
-        ["ps", "-o", "stat=", "-p", str(pid)],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return bool(state) and not state.startswith("Z")
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the ids of all processes that a process has started, and these in turn."""
+    """Return the ids of all living processes that one has started, and these in turn."""
+    return sorted(_family([pid]) - {pid})
+
+
+def _family(pids: Iterable[int]) -> set[int]:
+    """Return those of some processes that live, and all that they have started.
+
+    A process whose parent has ended is known by its session, if one of theirs began it.
+    """
     listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="],  # noqa: S607
+        ["ps", "-A", "-o", "pid=,ppid=,sess=,stat="],  # noqa: S607
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    children: dict[int, list[int]] = {}
+    lives: set[int] = set()
+    children: dict[str, list[int]] = {}
     for line in listed.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found, waiting = [], [pid]
+        child, parent, session, state = line.split()[:4]
+        if state.startswith("Z"):  # it has ended, and waits for its parent to note that
+            continue
+        lives.add(int(child))
+        for from_whom in (parent, session):
+            children.setdefault(from_whom, []).append(int(child))
+    found: set[int] = set()
+    waiting = list(pids)
     while waiting:
-        more = children.get(waiting.pop(), [])
-        found += more
-        waiting += more
-    return found
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(str(pid), [])
+    return found & lives

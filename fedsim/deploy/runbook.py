@@ -82,9 +82,8 @@ def _write(
     folder: Path, config: Config, hosts: Sequence[str], port: int, num_devices: int, secure: bool
 ) -> None:
     superlink, operator = folder / "superlink", folder / "operator"
-    everywhere = "127.0.0.1" if commands.is_loopback(hosts[0]) else "0.0.0.0"  # noqa: S104
     here = _HERE if secure else None
-    link = Link(host=hosts[0], port=port, bind=everywhere, credentials=here)
+    link = Link(host=hosts[0], port=port, bind=commands.bind(hosts), credentials=here)
     operator.mkdir()
     if secure:
         credentials.write_certificates(superlink, hosts)
@@ -164,11 +163,12 @@ environment be on the PATH. Nothing is installed when a run starts.
 
 2. On the server: `sh superlink/start.sh`, or install `superlink/fedsim-superlink.service`.
 {register if secure else ""}
-4. On device K: `sh device-K/start.sh`, or install `device-K/fedsim-supernode.service`. A device
-   with data of its own adds its place to --node-config there, for example
-   'partition-id=0 data.root="/srv/data"', and the scenario then says `partition=whole`.
+{4 if secure else 3}. On device K: `sh device-K/start.sh`, or install
+   `device-K/fedsim-supernode.service`. A device with data of its own adds its place to
+   --node-config there, for example 'partition-id=0 data.root="/srv/data"', and the scenario then
+   says `partition=whole`.
 
-5. Here: run.
+{5 if secure else 4}. Here: run.
 
        FLWR_HOME={name}/operator fedsim deploy scenario={name}/operator/scenario.yaml --to {NAME}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from fedsim.progress import Display
@@ -21,9 +22,8 @@ class LogLines(Display):
     """Writes round reports to standard output, which Flower carries to whoever follows the run."""
 
     def show(self, report: RoundReport, last_round: int) -> None:
-        short = dataclasses.replace(report, per_client={}, admitted=[])
-        said = {"round": json.loads(json_line(short)), "last_round": last_round}
-        write({**said, "replies": len(report.admitted)})
+        short = dataclasses.replace(report, per_client={})
+        write({"round": json.loads(json_line(short)), "last_round": last_round})
 
 
 def write(said: dict[str, Any]) -> None:
@@ -43,6 +43,9 @@ def read(line: str) -> dict[str, Any] | None:
 
 
 def report(said: dict[str, Any]) -> RoundReport:
-    """Return the round report in a line that has one; who replied is told by number alone."""
+    """Return the round report in a line that has one."""
     values: dict[str, Any] = said["round"]
-    return RoundReport(**{**values, "admitted": list(range(int(said["replies"])))})
+    for name in ("train", "clients", "central"):  # JSON has no NaN, and we write null
+        scores = {k: math.nan if v is None else v for k, v in values[name].items()}
+        values = {**values, name: scores}
+    return RoundReport(**values)

@@ -15,7 +15,7 @@ from typing import Any
 from fedsim.config import Config, compose
 from fedsim.deploy import server_lines
 from fedsim.deploy.local import LocalDeployment
-from fedsim.deploy.submission import SuperLink
+from fedsim.deploy.submission import SuperLink, SuperLinkError
 from fedsim.engines import recipe
 from fedsim.errors import ConfigError, FedsimError, ResumeError
 from fedsim.progress import Display
@@ -23,10 +23,9 @@ from fedsim.results import RunFolder
 
 log = logging.getLogger(__name__)
 
+ENGINE = "fedsim.engines.deployment.Deployment"
 EVERY_ROUND = "checkpoint.every=1"
 """Over a scenario, under the user's overrides: a deployed round is too dear to be lost."""
-
-_ENGINE = "fedsim.engines.deployment.Deployment"
 
 
 class DeployedError(FedsimError):
@@ -74,12 +73,19 @@ class Sitting:
                     elif "exit" in said:
                         outcome = said
         except KeyboardInterrupt as interrupt:
-            superlink.stop(run)
+            try:
+                superlink.stop(run)
+            except FedsimError as error:  # it has just ended, or the SuperLink is gone
+                interrupt.add_note(f"the run was not stopped: {error}")
             interrupt.add_note(f"go on from the latest checkpoint with: {self.how_to_resume}")
             raise
+        except SuperLinkError as error:
+            raise SuperLinkError(f"{error}; go on with: {self.how_to_resume}") from error
         if not outcome:  # it was killed, or never came so far
             status, details = superlink.status(run)
-            raise DeployedError(f"the run ended as '{status}': {details}", 1)
+            raise DeployedError(
+                f"the run ended as '{status}': {details}; go on with: {self.how_to_resume}", 1
+            )
         if outcome["exit"]:
             raise DeployedError(str(outcome["message"]), int(outcome["exit"]))
         return str(outcome["run"])
@@ -96,11 +102,13 @@ def configure(scenario: str, overrides: Sequence[str], num_devices: int | None) 
     Raises:
         ConfigError: As `compose`; or the scenario cannot be met by so many devices.
     """
-    words = [EVERY_ROUND, *overrides]
+    own = [word for word in overrides if not word.lstrip("+~").startswith("engine.")]
+    # A scenario that `--write` wrote is deployed already, and has no groups to choose from.
+    engine = [] if is_deployed(compose(scenario, own)) else ["engine=deployment"]
+    words = [*engine, EVERY_ROUND, *overrides]
     config = compose(scenario, words)
-    if not _is_deployed(config):
-        words = ["engine=deployment", *words]
-        config = compose(scenario, words)
+    if not is_deployed(config):
+        raise ConfigError("engine: fedsim deploy runs on engine=deployment alone; leave it out")
     if num_devices is None:
         return config
     partition, participation = config.values["partition"], config.values["participation"]
@@ -117,6 +125,11 @@ def configure(scenario: str, overrides: Sequence[str], num_devices: int | None) 
             )
         log.warning("%s, for %d devices", word, num_devices)
     return compose(scenario, [*words, *fitted]) if fitted else config
+
+
+def is_deployed(config: Config) -> bool:
+    """Whether a run is one of real devices."""
+    return bool(config.values["engine"]["_target_"] == ENGINE)
 
 
 def run_locally(sitting: Sitting, num_nodes: int, *, secure: bool, display: Display) -> None:
@@ -136,15 +149,11 @@ def resumed_config(folder: RunFolder) -> Config:
         ResumeError: It was not deployed.
     """
     config = folder.config()
-    if not _is_deployed(config):
+    if not is_deployed(config):
         raise ResumeError(
             f"{folder.path} was not deployed; go on with: fedsim resume {folder.path}"
         )
     return config
-
-
-def _is_deployed(config: Config) -> bool:
-    return bool(config.values["engine"]["_target_"] == _ENGINE)
 
 
 @contextmanager
@@ -157,8 +166,10 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

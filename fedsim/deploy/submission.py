@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.deploy import server_lines
-from fedsim.deploy.commands import environment, program
+from fedsim.deploy.commands import environment, program, toml
 from fedsim.errors import ConfigError, FedsimError
 
 BUNDLE = Path(__file__).parent / "bundle"
@@ -53,8 +53,12 @@ class SuperLink:
         Raises:
             SuperLinkError: It cannot be started.
         """
-        values = {"scenario": scenario, "run-folder": folder, "extend": extend}
-        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        values: dict[str, int | str] = {
+            "scenario": scenario,
+            "run-folder": folder,
+            "extend": extend,
+        }
+        text = "".join(f"{key} = {toml(value)}\n" for key, value in values.items())
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "run.toml"
             file.write_text(text, encoding="utf-8")

@@ -31,7 +31,8 @@ class Deployment(EnginePart):
         if flower_grid is None:
             raise ConfigError(
                 "engine=deployment: real devices are reached through a Flower SuperLink; use "
-                "fedsim deploy scenario=NAME --local 3 (or --to NAME) instead of fedsim run"
+                "fedsim deploy scenario=NAME --local 3 (or --to NAME), or simulate it here with "
+                "engine=cohort, which costs the same messages and bytes"
             )
         num_clients = runtime.partition.num_clients
         if (self.min_clients or 0) > num_clients:

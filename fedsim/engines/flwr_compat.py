@@ -41,6 +41,20 @@ def client_error(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
+def absent_error(message: Message, reason: str) -> Message:
+    """Return the reply that Flower sends for a node that is gone."""
+    return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
+
+
+def is_absence(error: Error) -> bool:
+    """Whether an error says that a message or its reply went nowhere, not that a client failed."""
+    return error.code in (
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    )
+
+
 def through_wire(content: RecordDict) -> RecordDict:
     """Return what the other side of a real wire would get.
 
@@ -93,8 +107,10 @@ def simulate(
 __all__ = [
     "FIRST_NODE_ID",
     "Run",
+    "absent_error",
     "become_task_of",
     "client_error",
+    "is_absence",
     "make_run",
     "quiet_flower",
     "simulate",

@@ -20,8 +20,13 @@ from fedsim.errors import ConfigError
 if TYPE_CHECKING:
     from fedsim.client.runtime import ClientRuntime
 
-OWN = ("data.", "device")
-"""What a device may set for itself (`--node-config 'data.root="/path"'`): never what it does."""
+
+def is_own(key: str) -> bool:
+    """Whether a device may set a key for itself (`--node-config 'data.root="/path"'`).
+
+    Where its data is and what it computes on: never what it does.
+    """
+    return key == "device" or key.startswith("data.")
 
 
 def write(config: Config, *, smoke: bool) -> str:
@@ -34,10 +39,10 @@ def read(text: str, own: Mapping[str, Any] | None = None) -> tuple[Config, bool]
 
     Args:
         text: What `write` returned.
-        own: Keys of the scenario that hold for this process alone; see `OWN`.
+        own: Keys of the scenario that hold for this process alone; see `is_own`.
 
     Raises:
-        ConfigError: The text is not a run, or a key is not one of `OWN`, or its value is refused.
+        ConfigError: The text is not a run, or a key is not a device's own, or its value is refused.
     """
     try:
         told = json.loads(text)
@@ -49,7 +54,7 @@ def read(text: str, own: Mapping[str, Any] | None = None) -> tuple[Config, bool]
         ) from error
     changes = []
     for key, value in (own or {}).items():
-        if not key.startswith(OWN):
+        if not is_own(key):
             raise ConfigError(f"{key}: a node may set only its own device and keys of data")
         path = tuple(key.split("."))
         changes.append(Change(text=f"{key}={value}", path=path, value=value, delete=False))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from fedsim import __version__
 from fedsim.client.app import INFO
 from fedsim.engines.base import IndexedGrid
-from fedsim.engines.flwr_compat import client_error
+from fedsim.engines.flwr_compat import absent_error
 from fedsim.errors import TooFewClientsError
 from fedsim.records import CONFIG
 
@@ -50,10 +50,11 @@ class RemoteGrid(IndexedGrid):
         self.flower_grid = flower_grid
         self.connect_s = connect_s
         self._node_of: dict[int, int] = {}
-        self._met: set[int] = set()
         self._here: set[int] = set()
+        self._met: set[int] = set()
         self._questions: dict[str, int] = {}
         self._refused: dict[int, str] = {}
+        self._waiting: dict[str, Message] = {}
         self._looked = -math.inf
 
     def gather(self, minimum: int, among: Collection[int] | None = None) -> None:
@@ -77,7 +78,7 @@ class RemoteGrid(IndexedGrid):
         """Send messages to the nodes of their clients; return what came back within `timeout`.
 
         A client without a node answers with an error at once; if none of them has one, they are
-        waited for first.
+        waited for first: a run must not race through its rounds with nobody there.
 
         Raises:
             TooFewClientsError: In vain.
@@ -86,36 +87,64 @@ class RemoteGrid(IndexedGrid):
         if not messages:
             return []
         self.gather(1, [self.client_index(m.metadata.dst_node_id) for m in messages])
-        deadline = time.monotonic() + timeout if timeout is not None else float("inf")
-        connected, replies = self._connected(), []
-        sent: list[tuple[Message, Message]] = []
-        for message in messages:
-            client = self.client_index(message.metadata.dst_node_id)
-            if client in connected:
-                sent.append((message, _readdressed(message, self._node_of[client], timeout)))
-            else:
-                replies.append(client_error(message, "its node is not connected"))
-        pushed = set(self.flower_grid.push_messages([real for _, real in sent]) if sent else ())
-        waiting: dict[str, Message] = {}
-        for message, real in sent:
-            if real.metadata.message_id in pushed:
-                waiting[real.metadata.message_id] = message
-            else:
-                replies.append(client_error(message, "the message could not be sent"))
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        ttl = None if timeout is None else timeout + KEPT_S
+        waiting = set(self._push(messages, ttl))
+        replies: list[Message] = []
         while waiting:
-            for reply in self.flower_grid.pull_messages(list(waiting)):
-                asked = waiting.pop(reply.metadata.reply_to_message_id)
-                replies.append(_reply(reply, asked))
-            if waiting and time.monotonic() > deadline:
-                late = sorted(self.client_index(m.metadata.dst_node_id) for m in waiting.values())
-                log.warning(
-                    "no reply within %g s from %d clients: %s", timeout, len(late), late[:10]
-                )
+            came = self._pull(waiting)
+            replies += came.values()
+            waiting -= came.keys()
+            if time.monotonic() > deadline:
                 break
             if waiting:
                 time.sleep(self.poll_s)
                 self._meet()
+        if waiting:
+            asked = [self._waiting.pop(late).metadata.dst_node_id for late in waiting]
+            late = sorted(map(self.client_index, asked))
+            log.warning("no reply within %g s from %d clients: %s", timeout, len(late), late[:10])
         return replies
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._meet(now=True)
+        return self._push(list(messages), None)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return list(self._pull(message_ids).values())
+
+    def _push(self, messages: Sequence[Message], ttl: float | None) -> list[str]:
+        """Send messages; return an id for each, of Flower's where it could be sent."""
+        connected = self._connected()
+        real: dict[int, Message] = {}
+        for place, message in enumerate(messages):
+            client = self.client_index(message.metadata.dst_node_id)
+            if client in connected:
+                real[place] = _readdressed(message, self._node_of[client], ttl)
+        pushed = set(self.flower_grid.push_messages(list(real.values()))) if real else set()
+        ids = []
+        for place, message in enumerate(messages):
+            sent = real.get(place)
+            if sent is not None and sent.metadata.message_id in pushed:
+                ids.append(sent.metadata.message_id)
+                self._waiting[ids[-1]] = message
+                continue
+            why = "its node is not connected" if sent is None else "the message could not be sent"
+            self._pushed += 1
+            ids.append(f"unsent-{self._pushed}")
+            self._inbox[ids[-1]] = absent_error(message, why)
+        return ids
+
+    def _pull(self, message_ids: Iterable[str]) -> dict[str, Message]:
+        """Return what has come in answer to some messages, by their ids; once."""
+        ids = list(message_ids)
+        came = {i: self._inbox.pop(i) for i in ids if i in self._inbox}
+        if sent := [i for i in ids if i in self._waiting]:
+            for reply in self.flower_grid.pull_messages(sent):
+                answered = reply.metadata.reply_to_message_id
+                if (asked := self._waiting.pop(answered, None)) is not None:
+                    came[answered] = _reply(reply, asked)
+        return came
 
     def _connected(self) -> set[int]:
         return {client for client, node in self._node_of.items() if node in self._here}
@@ -125,31 +154,43 @@ class RemoteGrid(IndexedGrid):
         if now or time.monotonic() - self._looked > self.look_s:
             self._here = set(self.flower_grid.get_node_ids())
             self._looked = time.monotonic()
+            # One that comes back is asked again: a device keeps its node id by its key, but may
+            # have been restarted as another client.
+            self._met &= self._here
+            self._questions = {i: n for i, n in self._questions.items() if n in self._here}
+            self._refused = {n: why for n, why in self._refused.items() if n in self._here}
             new = sorted(self._here - self._met)
-            for node in new[: self.at_once - len(self._questions)]:
-                question = Message(
-                    RecordDict({CONFIG: ConfigRecord()}), node, f"query.{INFO}", group_id="0"
-                )
-                if set(self.flower_grid.push_messages([question])) - {None}:
-                    self._questions[question.metadata.message_id] = node
-                    self._met.add(node)
+            self._ask(new[: self.at_once - len(self._questions)])
         if self._questions:
             for reply in self.flower_grid.pull_messages(list(self._questions)):
-                node = self._questions.pop(reply.metadata.reply_to_message_id)
-                self._note(node, reply)
+                node = self._questions.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    self._note(node, reply)
+
+    def _ask(self, nodes: Sequence[int]) -> None:
+        questions = [
+            Message(RecordDict({CONFIG: ConfigRecord()}), node, f"query.{INFO}", group_id="0")
+            for node in nodes
+        ]
+        pushed = set(self.flower_grid.push_messages(questions)) if questions else set()
+        for question in questions:
+            if question.metadata.message_id in pushed:  # else again at the next look
+                node = question.metadata.dst_node_id
+                self._questions[question.metadata.message_id] = node
+                self._met.add(node)
 
     def _note(self, node: int, reply: Message) -> None:
+        self._node_of = {client: n for client, n in self._node_of.items() if n != node}
         if reply.has_error():
             return self._refuse(node, str(reply.error.reason or f"error {reply.error.code}"))
         answer = reply.content.config_records.get(CONFIG, ConfigRecord())
         client, version = answer.get("client-index"), answer.get("version")
         if version != __version__:
             return self._refuse(node, f"runs fedsim {version!r}, the server {__version__!r}")
-        if not isinstance(client, int) or not 0 <= client < self.num_clients:
+        if type(client) is not int or not 0 <= client < self.num_clients:
             allowed = f"0..{self.num_clients - 1}"
             return self._refuse(node, f"says it is client {client!r}; allowed: {allowed}")
-        before = self._node_of.get(client)
-        if before is not None and before in self._here:
+        if self._node_of.get(client) in self._here:
             # A device that was restarted counts as here under its old id, too, for a minute.
             log.warning("client %d has a new node; if two devices share partition-id=%d, the "
                         "older one is left out", client, client)  # fmt: skip
@@ -170,21 +211,19 @@ class RemoteGrid(IndexedGrid):
             "SuperNodes (--node-config 'partition-id=K'), or change engine.min_clients, "
             "engine.connect_s or partition.num_clients"
         )
-        reasons = [f"\nnode {node} was left out: {why}" for node, why in self._refused.items()]
         silent = len(self._questions)
-        reasons += [f"\n{silent} connected nodes have not said which client they are"] * bool(
-            silent
-        )
-        return text + "".join(reasons[:5])
+        more = [f"{silent} connected nodes have not said which client they are"] * bool(silent)
+        more += [f"node {node} was left out: {why}" for node, why in self._refused.items()]
+        return "\n".join([text, *more[:5]])
 
 
-def _readdressed(message: Message, node: int, timeout: float | None) -> Message:
+def _readdressed(message: Message, node: int, ttl: float | None) -> Message:
     """Return the same message to another node; a node that was away does no work in vain."""
     return Message(
         message.content,
         node,
         message.metadata.message_type,
-        ttl=None if timeout is None else timeout + KEPT_S,
+        ttl=ttl,
         group_id=message.metadata.group_id,
     )
 

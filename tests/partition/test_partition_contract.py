@@ -20,6 +20,7 @@ from fedsim.partition.quantity import Quantity
 from fedsim.partition.resampled import Resampled
 from fedsim.partition.rotation import Rotation
 from fedsim.partition.shards import Shards
+from fedsim.partition.whole import Whole
 from fedsim.parts import field_types
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios" / "partition"
@@ -42,6 +43,7 @@ EXHAUSTIVE = [
     Noise(num_clients=13),
 ]
 ALL = [*EXHAUSTIVE, Resampled(num_clients=13, samples_per_client=60)]
+WELL_FORMED = [*ALL, Whole(num_clients=13)]  # which draws nothing, and keeps the data's order
 
 
 def name(part):
@@ -64,7 +66,7 @@ def test_every_sample_is_used_exactly_once(part, dataset):
     assert np.sort(used).tolist() == list(range(500))
 
 
-@pytest.mark.parametrize("part", ALL, ids=name)
+@pytest.mark.parametrize("part", WELL_FORMED, ids=name)
 def test_sizes_and_indices_agree_and_nobody_is_empty(part, dataset):
     partition = part.split(dataset, np.random.default_rng(0))
     assert partition.num_clients == part.num_clients or part.num_clients is None
@@ -112,5 +114,5 @@ def test_every_scheme_has_its_yaml():
     names = {path.stem for path in SCENARIOS.glob("*.yaml")}
     assert names == {
         *("iid", "dirichlet", "dirichlet_client", "fedau", "shards", "pathological", "quantity"),
-        *("natural", "rotation", "noise", "resampled"),
+        *("natural", "rotation", "noise", "resampled", "whole"),
     }
