@@ -303,7 +303,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(root: Path) -> None:
 def test_an_internal_error_is_one_line_and_in_the_log(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise KeyError("first line\nsecond line")
 
     monkeypatch.setattr(RoundLoop, "train", broken)
@@ -592,8 +592,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, at: int, times: int) -> None:
     """Press Ctrl-C `times` times when round `at` has been trained."""
     train = RoundLoop.train
 
-    def pressed(loop: RoundLoop, server_round: int, params: Any) -> Any:
-        result = train(loop, server_round, params)
+    def pressed(loop: RoundLoop, server_round: int, params: Any, **more: Any) -> Any:
+        result = train(loop, server_round, params, **more)
         for _ in range(times if server_round == at else 0):
             signal.raise_signal(signal.SIGINT)
         return result

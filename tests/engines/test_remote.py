@@ -22,7 +22,8 @@ from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.engines.in_process import InProcess, InProcessGrid
 from fedsim.engines.remote import KEPT_S, RemoteGrid
 from fedsim.errors import ConfigError, TooFewClientsError
-from fedsim.models.linear import LinearModel
+from fedsim.models.mlp import MLP
+from fedsim.models.structure import layers_of
 from fedsim.records import to_record
 from fedsim.rounds import Evaluation, RoundLoop
 from fedsim.strategy import Federation, FedsimStrategy
@@ -53,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def runtime(**settings: Any) -> Any:
     data = classification()
     settings = {"partition": shares(data, SIZES), **settings}
-    return make_runtime(data, LinearModel(), **settings)
+    return make_runtime(data, MLP(hidden=[4]), **settings)
 
 
 def connected(clock: Clock, one: Any | None = None, clients: int = CLIENTS) -> RemoteGrid:
@@ -361,9 +362,15 @@ def drive(grid: RemoteGrid, strategy: Any, rounds: int = 3, **settings: Any) -> 
 
 
 def of_strategy(strategy: Any) -> Any:
-    ours = isinstance(strategy, FedsimStrategy)
-    half = strategy.client_half if ours else third_party.half_for(strategy)
-    return runtime(half=half, holdout=0.3)
+    if not isinstance(strategy, FedsimStrategy):
+        return runtime(half=third_party.half_for(strategy), holdout=0.3)
+    strategy.federation = Federation(  # some halves depend on the model's layers
+        num_clients=CLIENTS,
+        seed=0,
+        schedule=Some(CLIENTS, 7),
+        layers=layers_of(runtime().model),
+    )
+    return runtime(half=strategy.client_half, holdout=0.3)
 
 
 SAMPLING = {
