@@ -365,10 +365,10 @@ class RayCohortGrid(InProcessGrid):
             for columns in (got.arrays, got.client_arrays)
         )
         return Chunk(
-            client_index=got.client_index,
+            client_index=got.client_index.copy(),  # what Ray hands out cannot be written to
             arrays=arrays,
             client_arrays=extra,
-            metrics=got.metrics,
+            metrics={name: column.copy() for name, column in got.metrics.items()},
             errors=got.errors,
         )
 
