@@ -15,18 +15,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedsim import seeds, third_party
+from fedsim.attack.base import Attackers, AttackPart
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
-from fedsim.engines.base import EnginePart
+from fedsim.engines.base import EnginePart, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.models.base import ModelPart
@@ -193,6 +193,17 @@ class Simulation:
         return self.smoke.work(work) if self.smoke else work
 
     @cached_property
+    def attackers(self) -> Attackers:
+        """Who is malicious, and what they do."""
+        with _about("attack"):
+            return self._part("attack", AttackPart).bind(
+                num_clients=self.partition.num_clients,
+                seed=self.settings.seed,
+                dataset=self.dataset,
+                client_index=lambda node_id: self.grid.client_index(node_id),
+            )
+
+    @cached_property
     def topology(self) -> TopologyPart:
         """Who is linked to whom."""
         return self._part("topology", TopologyPart)
@@ -211,10 +222,11 @@ class Simulation:
             half=half,
             estimator=self.estimator,
             seed=self.settings.seed,
+            train_targets=self.attackers.targets,
         )
 
     @cached_property
-    def grid(self) -> Grid:
+    def grid(self) -> LocalGrid:
         """The engine's grid."""
         return self._part("engine", EnginePart).grid(self.runtime)
 
@@ -239,6 +251,7 @@ class Simulation:
             ),
             seed=self.settings.seed,
             last_round=self.last_round,
+            tamper=self.attackers.tamper,
         )
 
     def _part(self, group: str, kind: type[P]) -> P:
@@ -271,12 +284,14 @@ class Simulation:
             np.bincount(labels[self.partition.indices(int(k))], minlength=classes).tolist()
             for k in shown
         ]
+        malicious = self.attackers.clients.tolist()
         return {
             "num_clients": count,
             "clients": shown.tolist(),
             "histogram": histogram,
             "sizes": self.partition.sizes(shown).tolist(),
             "class_names": list(self.dataset.class_names),
+            **({"malicious": malicious} if malicious else {}),
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,7 @@ class ClientRuntime:
         model: The module that gives the architecture; its own weights are never read after set-up.
         work, half, estimator: What a client does; see their classes.
         seed: The scenario's.
+        train_targets: (client, its targets) -> those it trains on, where an attack changes them.
     """
 
     dataset: Dataset
@@ -41,6 +42,7 @@ class ClientRuntime:
     half: ClientHalf
     estimator: GradientEstimator
     seed: int
+    train_targets: Callable[[int, Tensor], Tensor] | None = None
     trainable: tuple[str, ...] = field(init=False)
     dtypes: dict[str, torch.dtype] = field(init=False)
     drops: bool = field(init=False)
@@ -104,7 +106,8 @@ class ClientRuntime:
 
         Without feature skew that is the data set itself, and no sample is copied.
         """
-        if not self.partition.transforms:
+        relabel = None if held_out else self.train_targets
+        if not self.partition.transforms and relabel is None:
             rows = [self.samples(client, held_out=held_out) for client in clients]
             return Pool(x=self.dataset.train_x, y=self.dataset.train_y, rows=rows)
         xs, ys, rows, start = [], [], [], 0
@@ -112,7 +115,8 @@ class ClientRuntime:
             indices = self.partition.indices(client)
             index = torch.from_numpy(indices).to(self.dataset.train_x.device)
             xs.append(self.partition.transform(client, self.dataset.train_x[index]))
-            ys.append(self.dataset.train_y[index])
+            y = self.dataset.train_y[index]
+            ys.append(y if relabel is None else relabel(client, y))
             rows.append(start + self.positions(client, len(indices), held_out=held_out))
             start += len(indices)
         return Pool(x=torch.cat(xs), y=torch.cat(ys), rows=rows)
