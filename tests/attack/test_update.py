@@ -121,6 +121,30 @@ def test_messages(name, kind, zero_copy):
     assert torch.allclose(result, expected(name)[:3], rtol=1e-15, equal_nan=True)
 
 
+def test_the_networks_order_does_not_reach_the_sums():
+    """Colluders' mean is that of the clients in their order, to the bit."""
+    updates = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    attack, found = InnerProduct(clients=tuple(range(1, 7))), []
+
+    def answer(message):
+        k = grid.client_index(message.metadata.dst_node_id)
+        return [reply(message, {"w": X["w"] + updates[k], "seen": X["seen"]})]
+
+    grid = ToyGrid(7, answer)
+    ids = grid.node_ids(np.arange(7)).tolist()
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(7)
+        sent = [grid.create_message(reply_content(), "train", ids[k], "1") for k in order]
+        bound = attack.bind(
+            num_clients=7, seed=0, dataset=classification(), client_index=grid.client_index
+        )
+        for message in bound.tamper(grid.execute(sent), X):
+            if grid.client_index(message.metadata.src_node_id) == 1:
+                found.append(to_tensors(message.content.array_records["arrays"])["w"])
+    assert len(found) == 8
+    assert all(torch.equal(w, found[0]) for w in found)
+
+
 def reply_content():
     return RecordDict({"arrays": to_record(X, zero_copy=False)})
 

@@ -52,10 +52,10 @@ def test_the_default_tolerance_is_enough_for_a_model():
 
 
 def test_one_iteration_by_hand():
-    """From the median 1: distances 1, 0, 3, so weights 1, 1/ν, 1/3 with ν = 0.5."""
-    strategy = GeometricMedian(iterations=1, smoothing=0.5, tolerance=0)
-    expected = (0 * 1 + 1 * 2 + 4 / 3) / (1 + 2 + 1 / 3)
-    assert aggregate(strategy, column(0, 1, 4)).item() == pytest.approx(expected, rel=1e-12)
+    """From the median 1 of 0, 1, 4: distances 1, 0 and 3, of which 0 counts as ν = 0.5."""
+    strategy = GeometricMedian(iterations=1, smoothing=0.5, tolerance=0, weighting="examples")
+    result = aggregate(strategy, column(0, 1, 4), examples=[1, 1, 3])
+    assert result.item() == pytest.approx((0 * 1 + 1 * 2 + 4 * 1) / (1 + 2 + 1), rel=1e-12)
 
 
 def test_equal_updates_are_returned():

@@ -99,7 +99,7 @@ def nan(message):
 
 @pytest.mark.parametrize("bad", ["rejected", "twice", "silent"])
 def test_a_round_that_rejections_made_too_small(bad):
-    """Six replies of eight are one too few for f = 2, unless the missing ones were found out.
+    """Six replies of eight are too few for f = 3, unless the missing ones were found out.
 
     A single attacker that is found out twice is still one.
     """
@@ -114,11 +114,11 @@ def test_a_round_that_rejections_made_too_small(bad):
 
     grid = ToyGrid(8, answer)
     start = {"x": torch.zeros(2)}
-    params, (report,) = finish(loop(Krum(num_malicious=2), grid, everyone(8, 1)), start)
+    params, (report,) = finish(loop(Krum(num_malicious=3), grid, everyone(8, 1)), start)
     assert len(report.admitted) == 6
     moved = bool(params["x"].abs().max() > 0.1)
-    # With six replies Krum stands one attacker: two found are none left, one found is one left.
-    assert moved == (bad != "silent")
+    # With six replies Krum stands one attacker; of three, two found leave one, one found two.
+    assert moved == (bad == "rejected")
 
 
 def test_pairs_are_symmetric_and_exact_in_float64():
