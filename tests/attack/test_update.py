@@ -123,7 +123,8 @@ def test_messages(name, kind, zero_copy):
 
 def test_the_networks_order_does_not_reach_the_sums():
     """Colluders' mean is that of the clients in their order, to the bit."""
-    updates = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    updates = 1e3 * torch.randn(7, 2, generator=rng, dtype=torch.float64)
     attack, found = InnerProduct(clients=tuple(range(1, 7))), []
 
     def answer(message):
