@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,11 @@ def finished() -> list[dict[str, Any]]:
 
 
 def grid() -> Iterator[Point]:
-    """Yield the points of the grid, all of one seed together."""
-    for seed in range(SEEDS):
-        for partition in PARTITIONS:
-            for attack in ATTACKS:
-                for rule in RULES:
-                    yield partition, attack, rule, seed
+    """Yield the points of the grid: first those of the gate, all of one seed together."""
+    first = ("none", *GATE)
+    for attacks in (first, [attack for attack in ATTACKS if attack not in first]):
+        for seed in range(SEEDS):
+            yield from product(PARTITIONS, attacks, RULES, [seed])
 
 
 def final(run: dict[str, Any]) -> float:
