@@ -30,6 +30,10 @@ PARTITIONS = {
     "iid": ["partition=iid"],
     "Dirichlet 0.5": ["partition=dirichlet", "partition.alpha=0.5"],
 }
+LONGER = {"Dirichlet 0.5, 100 rounds": [*PARTITIONS["Dirichlet 0.5"], "rounds=100"]}
+"""Of `LATE` under `SLOW` alone: is what these rules lose lost, or only late?"""
+SLOW = ("none", "sign flip ×4")
+LATE = ("median", "trimmed mean", "geometric median")
 RULES = {
     "FedAvg": ["strategy=fedavg"],
     "median": ["strategy=median"],
@@ -61,7 +65,7 @@ def job(partition: str, attack: str, rule: str, seed: int) -> dict[str, Any]:
     from fedsim.config import compose
     from fedsim.simulation import Simulation
 
-    overrides = [*PARTITIONS[partition], *RULES[rule], *ATTACKS[attack], f"seed={seed}"]
+    overrides = [*(PARTITIONS | LONGER)[partition], *RULES[rule], *ATTACKS[attack], f"seed={seed}"]
     simulation = Simulation(compose("robust_digits", overrides))
     rounds, accuracies, rejected = [], [], 0
     for _, report in simulation.loop.run(simulation.runtime.initial_params()):
@@ -97,6 +101,8 @@ def grid() -> Iterator[Point]:
     for attacks in (first, [attack for attack in ATTACKS if attack not in first]):
         for seed in range(SEEDS):
             yield from product(PARTITIONS, attacks, RULES, [seed])
+    for seed in range(SEEDS):
+        yield from product(LONGER, SLOW, LATE, [seed])
 
 
 def final(run: dict[str, Any]) -> float:
@@ -122,9 +128,10 @@ def tables(runs: list[dict[str, Any]]) -> str:
     """Return the result tables in Markdown."""
     lines = []
     head = ["| attack | " + " | ".join(RULES) + " |", "| --- |" + " --- |" * len(RULES)]
-    for partition in PARTITIONS:
+    for partition in PARTITIONS | LONGER:
+        attacks = SLOW if partition in LONGER else tuple(ATTACKS)
         lines += [f"### {partition}: test accuracy, %, {SEEDS} seeds", "", *head]
-        for attack in ATTACKS:
+        for attack in attacks:
             cells = [accuracies(runs, partition, attack, rule) for rule in RULES]
             shown = [f"{c.mean():.1f} ± {c.std(ddof=1):.1f}" if len(c) > 1 else "–" for c in cells]
             lines.append(f"| {attack} | " + " | ".join(shown) + " |")
@@ -134,9 +141,9 @@ def tables(runs: list[dict[str, Any]]) -> str:
             "",
             *head,
         ]
-        for attack in list(ATTACKS)[1:]:
+        for attack in attacks[1:]:
             cells = [losses(runs, partition, attack, rule) for rule in RULES]
-            shown = [f"{c.mean():.1f}" if len(c) else "–" for c in cells]
+            shown = [f"{round(c.mean(), 1) + 0.0:.1f}" if len(c) else "–" for c in cells]
             lines.append(f"| {attack} | " + " | ".join(shown) + " |")
         lines.append("")
     lines += ["### The gate, and what beats each rule", ""]
@@ -175,7 +182,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 lost[i, j] = cell.mean() if len(cell) else np.nan
                 if len(cell):
                     colour = "white" if lost[i, j] > 12 else "black"
-                    text = f"{lost[i, j]:.1f}".replace("-", "−")
+                    text = f"{round(lost[i, j], 1) + 0.0:.1f}".replace("-", "−")
                     axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
         image = axis.imshow(lost, cmap="Reds", vmin=0, vmax=20, aspect="auto")
         axis.axhline(len(GATE) - 0.5, color="black", lw=1)
