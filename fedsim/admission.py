@@ -133,6 +133,7 @@ class AdmittedReplies(Replies):
 
     def __post_init__(self) -> None:
         self._failure = ""
+        self._faulty: set[int] = set()
         if isinstance(self.sent, Instructions):
             pairs = zip(self.sent.node_ids.tolist(), self.sent.client_index.tolist(), strict=True)
             self._client_of = dict(pairs)
@@ -154,6 +155,10 @@ class AdmittedReplies(Replies):
     def asked(self) -> int:
         """How many clients were asked."""
         return len(self._client_of)
+
+    @property
+    def num_faulty(self) -> int:
+        return len(self._faulty.difference(self.admitted))
 
     def mean_metrics(self) -> dict[str, float]:
         """Return the admitted metrics averaged by samples, and the samples' total."""
@@ -203,6 +208,7 @@ class AdmittedReplies(Replies):
                 yield message
             else:
                 self._reject("content", f"client {client}", "has other metrics than most replies")
+                self._faulty.add(client)
         self._fail_fast()
 
     def chunks(self) -> Iterator[Chunk]:
@@ -236,6 +242,8 @@ class AdmittedReplies(Replies):
             return self._decode(message, seen)
         except Rejected as rejection:
             self._reject(rejection.reason, sender, str(rejection))
+            if node in self._client_of and rejection.reason != "stale":
+                self._faulty.add(self._client_of[node])
             return None
 
     def _decode(self, message: Message, seen: set[int]) -> Decoded | None:
@@ -308,6 +316,7 @@ class AdmittedReplies(Replies):
             claim = f"'{NUM_EXAMPLES}' is {weights[row]}"
             detail = claim if reason == "weight" else "holds a NaN or an infinity"
             self._reject(reason, f"client {chunk.client_index[row]}", detail)
+            self._faulty.add(int(chunk.client_index[row]))
         return chunk.rows(good_weight & finite)
 
     def _note_metrics(self, clients: list[int], metrics: Mapping[str, list[float]]) -> None:

@@ -21,6 +21,7 @@ GROUPS = (
     "privacy",
     "engine",
     "topology",
+    "attack",
 )
 """The groups of parts, in the order in which a scenario lists them."""
 

@@ -313,6 +313,11 @@ class Chunk:
 class Replies(Iterable[Message], abc.ABC):
     """One exchange's replies, computed or received as they are drawn; drawn once."""
 
+    @property
+    def num_faulty(self) -> int:
+        """How many of those asked have sent nothing but what was rejected; known once drawn."""
+        return 0
+
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Message]:
         """Yield the replies as ordinary messages, in client-index order."""

@@ -1,7 +1,7 @@
 """The round loop over any Flower `Grid`. Read this first.
 
-    participation picks clients ─▶ strategy.configure_train ─▶ grid (engine) ─▶ admission
-       ─▶ strategy.aggregate_train ─▶ evaluation ─▶ checkpoint, metrics, progress
+    participation picks clients ─▶ strategy.configure_train ─▶ grid (engine) [─▶ attack]
+       ─▶ admission ─▶ strategy.aggregate_train ─▶ evaluation ─▶ checkpoint, metrics, progress
 
 Flower's own `Strategy.start` has no resume, no callbacks and no admission; this loop calls the
 same four strategy methods with the same arguments, so any Flower strategy runs in it unchanged.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
+from fedsim.attack.base import Tamper
 from fedsim.participation.base import Schedule
 from fedsim.records import EVALUATE, Params, is_finite, to_record, to_tensors
 from fedsim.strategy import FedsimStrategy
@@ -86,6 +87,7 @@ class RoundLoop:
         admission, evaluation: The rules.
         seed: The scenario's.
         last_round: The run ends after this round.
+        tamper: What attackers do to the replies of a training exchange; None without an attack.
     """
 
     strategy: Strategy
@@ -95,6 +97,7 @@ class RoundLoop:
     evaluation: Evaluation
     seed: int
     last_round: int
+    tamper: Tamper | None = None
 
     def run(self, params: Params, done: int = 0) -> Iterator[tuple[Params, RoundReport]]:
         """Run rounds `done + 1 .. last_round`, yielding the model and a report after each.
@@ -174,6 +177,8 @@ class RoundLoop:
         if expected is not None and isinstance(self.strategy, FedsimStrategy):
             extra = self.strategy.expected_upload
         received = self.grid.send_and_receive(sent, timeout=self.admission.timeout_s)
+        if self.tamper is not None and expected is not None:
+            received = self.tamper(received, expected)
         client_index = getattr(self.grid, "client_index", None)
         return self.admission.admit(sent, received, expected, extra, client_index)
 

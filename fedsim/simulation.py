@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedsim import seeds, third_party
+from fedsim.attack.base import Attackers, AttackPart
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
@@ -202,6 +203,17 @@ class Simulation:
         return self.smoke.work(work) if self.smoke else work
 
     @cached_property
+    def attackers(self) -> Attackers:
+        """Who is malicious, and what they do."""
+        with _about("attack"):
+            return self._part("attack", AttackPart).bind(
+                num_clients=self.partition.num_clients,
+                seed=self.settings.seed,
+                dataset=self.dataset,
+                client_index=lambda node_id: self.grid.client_index(node_id),
+            )
+
+    @cached_property
     def topology(self) -> TopologyPart:
         """Who is linked to whom."""
         return self._part("topology", TopologyPart)
@@ -221,6 +233,7 @@ class Simulation:
             estimator=self.estimator,
             seed=self.settings.seed,
             recipe=recipe.write(self.config, smoke=self.smoke is not None),
+            train_targets=self.attackers.targets,
         )
 
     @cached_property
@@ -271,6 +284,7 @@ class Simulation:
             ),
             seed=self.settings.seed,
             last_round=self.last_round,
+            tamper=self.attackers.tamper,
         )
 
     def _part(self, group: str, kind: type[P]) -> P:
@@ -303,12 +317,14 @@ class Simulation:
             np.bincount(labels[self.partition.indices(int(k))], minlength=classes).tolist()
             for k in shown
         ]
+        malicious = self.attackers.clients.tolist()
         return {
             "num_clients": count,
             "clients": shown.tolist(),
             "histogram": histogram,
             "sizes": self.partition.sizes(shown).tolist(),
             "class_names": list(self.dataset.class_names),
+            **({"malicious": malicious} if malicious else {}),
         }
 
 

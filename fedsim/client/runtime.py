@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,7 @@ class ClientRuntime:
         seed: The scenario's.
         recipe: What rebuilds this runtime in another process (`fedsim.engines.recipe`); empty where
             it was put together by hand.
+        train_targets: (client, its targets) -> those it trains on, where an attack changes them.
     """
 
     dataset: Dataset
@@ -47,6 +48,7 @@ class ClientRuntime:
     estimator: GradientEstimator
     seed: int
     recipe: str = ""
+    train_targets: Callable[[int, Tensor], Tensor] | None = None
     trainable: tuple[str, ...] = field(init=False)
     dtypes: dict[str, torch.dtype] = field(init=False)
     drops: bool = field(init=False)
@@ -153,7 +155,8 @@ class ClientRuntime:
 
         Without feature skew that is the data set itself, and no sample is copied.
         """
-        if not self.partition.transforms:
+        relabel = None if held_out else self.train_targets
+        if not self.partition.transforms and relabel is None:
             rows = [self.samples(client, held_out=held_out) for client in clients]
             return Pool(x=self.dataset.train_x, y=self.dataset.train_y, rows=rows)
         xs, ys, rows, start = [], [], [], 0
@@ -161,7 +164,8 @@ class ClientRuntime:
             indices = self.partition.indices(client)
             index = torch.from_numpy(indices).to(self.dataset.train_x.device)
             xs.append(self.partition.transform(client, self.dataset.train_x[index]))
-            ys.append(self.dataset.train_y[index])
+            y = self.dataset.train_y[index]
+            ys.append(y if relabel is None else relabel(client, y))
             rows.append(start + self.positions(client, len(indices), held_out=held_out))
             start += len(indices)
         return Pool(x=torch.cat(xs), y=torch.cat(ys), rows=rows)

@@ -38,6 +38,7 @@ _BASES: dict[str, tuple[str, ...]] = {
     "participation": ("fedsim.participation.base.ParticipationPart",),
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
+    "attack": ("fedsim.attack.base.AttackPart",),
 }
 """What a part of each group must be."""
 
