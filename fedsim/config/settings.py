@@ -29,12 +29,16 @@ class Evaluation(Part):
         central: Whether to evaluate on the data set's test split.
         clients: Whose own held-out samples to evaluate on (`partition.holdout`).
         batch_size: Samples per evaluation batch.
+        decomposition: Whether to record, every round, which part of the participants' training loss
+            is due to local training, to distribution shift and to aggregation; costs a pass over
+            their data for each participant.
     """
 
     every: Annotated[int, Range(ge=1)] = 1
     central: bool = True
     clients: Literal["none", "cohort", "all"] = "none"
     batch_size: Annotated[int, Range(ge=1)] = 4096
+    decomposition: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
