@@ -37,7 +37,7 @@ PAPER = tuple(list(METHODS)[:5])
 NO_SERVER_LR = ("FedProx",)
 """Flower's own server half has no η."""
 
-SEEDS, TUNING_SEED = range(5), 100
+TUNING_SEEDS = (100, 101, 102)
 LAST = 5
 """Test accuracy is the mean over this many last rounds."""
 
@@ -61,8 +61,10 @@ class Setting:
         scenario, overrides: What runs.
         betas: Dirichlet concentrations.
         lr: γ at equal rates; η is 1.
+        seeds: How many, from 0.
         methods: Who is compared.
         tuned: The concentrations for which methods are also compared each at its own (γ, η).
+        tuned_methods: Whose rates are tuned.
         lrs, server_lrs: The grid of (γ, η).
     """
 
@@ -70,10 +72,12 @@ class Setting:
     overrides: list[str]
     betas: tuple[float, ...]
     lr: float
+    seeds: int = 5
     methods: tuple[str, ...] = PAPER
     tuned: tuple[float, ...] = ()
+    tuned_methods: tuple[str, ...] = PAPER
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1)
-    server_lrs: tuple[float, ...] = (0.5, 1.0, 2.0)
+    server_lrs: tuple[float, ...] = (1.0, 2.0)
 
 
 SETTINGS = {
@@ -82,9 +86,12 @@ SETTINGS = {
         overrides=[],
         betas=(1, 100),
         lr=0.3,
+        seeds=8,
         methods=tuple(METHODS),
         tuned=(1,),
+        tuned_methods=("FedAvg", "FedProx", "FedLD"),
         lrs=(0.03, 0.1, 0.3),
+        server_lrs=(0.5, 1.0, 2.0),
     ),
     "digits-E1": Setting(
         scenario="base",
@@ -169,44 +176,51 @@ def equal_points(names: Iterable[str]) -> Iterator[Point]:
     """Yield every method at the same (γ, η)."""
     for data in names:
         setting = SETTINGS[data]
-        for seed in SEEDS:
+        for seed in range(setting.seeds):
             for beta in setting.betas:
                 for method in setting.methods:
                     yield Point(data, beta, method, setting.lr, 1.0, seed)
 
 
 def grid_points(data: str, method: str) -> list[Point]:
-    """Return the points among which one method is tuned."""
+    """Return the points among which one method is tuned, on the first of the tuning seeds."""
     setting = SETTINGS[data]
     etas = (1.0,) if method in NO_SERVER_LR else setting.server_lrs
     return [
-        Point(data, TUNING_BETA, method, lr, eta, TUNING_SEED) for lr in setting.lrs for eta in etas
+        Point(data, TUNING_BETA, method, lr, eta, TUNING_SEEDS[0])
+        for lr in setting.lrs
+        for eta in etas
     ]
 
 
 def tuning_points(names: Iterable[str]) -> Iterator[Point]:
     """Yield the points of all tuning grids."""
     for data in names:
-        for method in PAPER if SETTINGS[data].tuned else ():
-            yield from grid_points(data, method)
+        for method in SETTINGS[data].tuned_methods if SETTINGS[data].tuned else ():
+            for point in grid_points(data, method):
+                yield from (point._replace(seed=seed) for seed in TUNING_SEEDS)
 
 
 def best(runs: dict[Point, np.ndarray], data: str, beta: float, method: str) -> Point | None:
     """Return the best point of a tuning grid, None if it is not finished."""
-    points = grid_points(data, method)
-    if not set(points) <= set(runs):
+    scores = {
+        point: [runs.get(point._replace(seed=seed)) for seed in TUNING_SEEDS]
+        for point in grid_points(data, method)
+    }
+    if any(run is None for of in scores.values() for run in of):
         return None
-    return max(points, key=lambda p: final(runs[p]))._replace(beta=beta)
+    mean = {p: np.mean([final(run) for run in of if run is not None]) for p, of in scores.items()}
+    return max(mean, key=lambda point: mean[point])._replace(beta=beta)
 
 
 def tuned_points(names: Iterable[str], runs: dict[Point, np.ndarray]) -> Iterator[Point]:
     """Yield every method at its best (γ, η), on the seeds of the result."""
     for data in names:
         for beta in SETTINGS[data].tuned:
-            for method in PAPER:
+            for method in SETTINGS[data].tuned_methods:
                 point = best(runs, data, beta, method)
                 if point is not None:
-                    yield from (point._replace(seed=seed) for seed in SEEDS)
+                    yield from (point._replace(seed=k) for k in range(SETTINGS[data].seeds))
 
 
 def final(accuracy: np.ndarray) -> float:
@@ -226,16 +240,17 @@ def tables(runs: dict[Point, np.ndarray]) -> str:
     """Return the result tables in Markdown."""
     lines = []
     for data, setting in SETTINGS.items():
+        seeds = range(setting.seeds)
         equal = {
-            beta: {m: [Point(data, beta, m, setting.lr, 1.0, s) for s in SEEDS] for m in METHODS}
+            beta: {m: [Point(data, beta, m, setting.lr, 1.0, s) for s in seeds] for m in METHODS}
             for beta in setting.betas
         }
         lines += _table(f"{TITLES[data]}, equal rates: γ={setting.lr:g}, η=1", runs, equal)
         tuned: dict[float, dict[str, list[Point]]] = {}
         for beta in setting.tuned:
-            found = {m: best(runs, data, beta, m) for m in PAPER}
+            found = {m: best(runs, data, beta, m) for m in setting.tuned_methods}
             tuned[beta] = {
-                m: [p._replace(seed=s) for s in SEEDS] for m, p in found.items() if p is not None
+                m: [p._replace(seed=s) for s in seeds] for m, p in found.items() if p is not None
             }
         if tuned:
             lines += _table(f"{TITLES[data]}, each method at its own (γ, η)", runs, tuned, True)
@@ -298,7 +313,9 @@ def draw(runs: dict[Point, np.ndarray], path: Path) -> None:
     for axis, (data, beta) in zip(axes, PANELS, strict=True):
         setting = SETTINGS[data]
         for method in setting.methods:
-            points = [Point(data, beta, method, setting.lr, 1.0, seed) for seed in SEEDS]
+            points = [
+                Point(data, beta, method, setting.lr, 1.0, seed) for seed in range(setting.seeds)
+            ]
             if not set(points) <= set(runs):
                 continue
             curves = np.array([runs[point] for point in points])
