@@ -42,7 +42,9 @@ def test_the_draws_are_keyed():
 
 
 def test_the_part_follows_the_scenario_s_seed():
-    part = build_part(compose("base", ["data=label_noise", "data.noise_seed=${seed}", "seed=7"]), "data")
+    part = build_part(
+        compose("base", ["data=label_noise", "data.noise_seed=${seed}", "seed=7"]), "data"
+    )
     assert part.noise_seed == 7
     assert part.load().class_names == ("even", "odd")
     other = compose("base", ["data=label_noise", "data.source.labels=digit", "data.rate=0.1"])
