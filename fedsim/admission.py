@@ -118,6 +118,7 @@ class AdmittedReplies(Replies):
         details: The first few rejections in words, for the log.
         admitted: Client indices of the good replies, in the order drawn.
         metrics: name -> the good replies' values, in the same order.
+        observe: Called with the good replies just before they are drawn; None to leave it out.
     """
 
     rules: Admission
@@ -130,6 +131,7 @@ class AdmittedReplies(Replies):
     details: list[str] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    observe: Callable[[Chunk], None] | None = None
 
     def __post_init__(self) -> None:
         self._failure = ""
@@ -159,6 +161,11 @@ class AdmittedReplies(Replies):
     @property
     def num_faulty(self) -> int:
         return len(self._faulty.difference(self.admitted))
+
+    @property
+    def clients(self) -> np.ndarray:
+        """Which clients were asked, sorted int64."""
+        return np.array(sorted(self._client_of.values()), np.int64)
 
     def mean_metrics(self) -> dict[str, float]:
         """Return the admitted metrics averaged by samples, and the samples' total."""
@@ -205,6 +212,8 @@ class AdmittedReplies(Replies):
         for client, message, form, metrics in good:
             if form == usual[0][0]:
                 self._note_metrics([client], {name: [value] for name, value in metrics.items()})
+                if self.observe is not None:
+                    self.observe(stack_replies([(client, *self._arrays(message.content), metrics)]))
                 yield message
             else:
                 self._reject("content", f"client {client}", "has other metrics than most replies")
@@ -223,6 +232,8 @@ class AdmittedReplies(Replies):
                 good.client_index.tolist(), {k: v.tolist() for k, v in good.metrics.items()}
             )
             if len(good):
+                if self.observe is not None:
+                    self.observe(good)
                 yield good
         self._fail_fast()
 

@@ -46,7 +46,7 @@ STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 SMOKE = "--smoke"
 """The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
 
-_METRICS = ("train", "clients", "central")
+_METRICS = ("train", "clients", "central", "diagnostics")
 _PACKAGES = ("flwr", "torch", "opacus", "numpy", "scipy", "networkx", "hydra-core", "omegaconf")
 
 
@@ -228,7 +228,7 @@ class RunFolder:
         latest: dict[str, Any] = {}
         seconds = 0.0
         for line in self.rounds():
-            latest |= {group: line[group] for group in _METRICS if line[group]}
+            latest |= {group: line[group] for group in _METRICS if line.get(group)}
             seconds += line["seconds"]
         self._write(SUMMARY, _json({**summary, "seconds": seconds, "metrics": latest}))
 

@@ -9,11 +9,13 @@ same four strategy methods with the same arguments, so any Flower strategy runs 
 
 from __future__ import annotations
 
+import abc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -23,7 +25,7 @@ from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.attack.base import Tamper
 from fedsim.participation.base import Schedule
-from fedsim.records import EVALUATE, Params, is_finite, to_record, to_tensors
+from fedsim.records import EVALUATE, Chunk, Params, is_finite, to_record, to_tensors
 from fedsim.strategy import FedsimStrategy
 
 
@@ -40,6 +42,7 @@ class RoundReport:
         train, clients, central: Metrics averaged over training clients, over evaluating clients,
             and of the central test set; empty where not measured.
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
+        diagnostics: What an observer says of the round; empty without one.
         seconds: Wall time of the round.
     """
 
@@ -52,6 +55,7 @@ class RoundReport:
     clients: dict[str, float] = field(default_factory=dict)
     central: dict[str, float] = field(default_factory=dict)
     per_client: dict[str, list[float]] = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -76,6 +80,22 @@ class Evaluation:
         return server_round % self.every == 0 or server_round == last_round
 
 
+class Observer(abc.ABC):
+    """Sees the local models that a round's model is made of, whatever the strategy."""
+
+    @abc.abstractmethod
+    def begin(self, clients: np.ndarray) -> None:
+        """Start a round in which `clients` (sorted indices) were asked."""
+
+    @abc.abstractmethod
+    def see(self, chunk: Chunk) -> None:
+        """Look at admitted replies as they are drawn; the chunk is valid until this returns."""
+
+    @abc.abstractmethod
+    def end(self, params: Params) -> dict[str, float]:
+        """Return what there is to say, now that the round's model is known."""
+
+
 @dataclass(kw_only=True)
 class RoundLoop:
     """Everything one run's rounds need; `run` yields after each of them.
@@ -88,6 +108,7 @@ class RoundLoop:
         seed: The scenario's.
         last_round: The run ends after this round.
         tamper: What attackers do to the replies of a training exchange; None without an attack.
+        observer: Sees each training exchange; None to leave it out.
     """
 
     strategy: Strategy
@@ -98,6 +119,7 @@ class RoundLoop:
     seed: int
     last_round: int
     tamper: Tamper | None = None
+    observer: Observer | None = None
 
     def run(self, params: Params, done: int = 0) -> Iterator[tuple[Params, RoundReport]]:
         """Run rounds `done + 1 .. last_round`, yielding the model and a report after each.
@@ -113,6 +135,9 @@ class RoundLoop:
             started = time.perf_counter()
             due, fused = self.evaluation.due(server_round, self.last_round), self.evaluation.fused
             params, train = self.train(server_round, params, score=due and fused)
+            diagnostics = {}
+            if self.observer is not None and train.admitted:
+                diagnostics = self.observer.end(params)
             clients, central = AdmittedReplies.nothing(), {}
             if due:
                 if self.evaluation.clients and not fused:
@@ -134,6 +159,7 @@ class RoundLoop:
                     clients=scores,
                     central=central,
                     per_client=per_client,
+                    diagnostics=diagnostics,
                     seconds=time.perf_counter() - started,
                 ),
             )
@@ -152,6 +178,9 @@ class RoundLoop:
             config = ConfigRecord({EVALUATE: True}) if score else ConfigRecord()
             sent = self.strategy.configure_train(server_round, arrays, config, self.grid)
         replies = self._exchange(sent, params)
+        if self.observer is not None:
+            self.observer.begin(replies.clients)
+            replies.observe = self.observer.see
         drawn = self._draw(replies)
         with self._failures(server_round, replies):
             new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)

@@ -27,8 +27,9 @@ from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
+from fedsim.decomposition import Decomposition
 from fedsim.engines import recipe
-from fedsim.engines.base import EnginePart, IndexedGrid
+from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.models.base import ModelPart
@@ -39,7 +40,7 @@ from fedsim.participation.base import ParticipationPart, Population, Schedule, W
 from fedsim.partition.base import Partition, PartitionPart, train_sizes
 from fedsim.records import Params
 from fedsim.report.shown import shown_clients
-from fedsim.rounds import Evaluation, RoundLoop
+from fedsim.rounds import Evaluation, Observer, RoundLoop
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TopologyPart
 
@@ -285,7 +286,18 @@ class Simulation:
             seed=self.settings.seed,
             last_round=self.last_round,
             tamper=self.attackers.tamper,
+            observer=self._observer() if rules.decomposition else None,
         )
+
+    def _observer(self) -> Observer:
+        if not isinstance(self.grid, LocalGrid):
+            engine = self.config.values["engine"]["_target_"]
+            raise ConfigError(
+                "evaluation.decomposition=true: the loss terms need every participant's training "
+                f"data in this process, and with engine {engine} they are elsewhere; use "
+                "engine=cohort or engine=in_process, or set evaluation.decomposition=false"
+            )
+        return Decomposition(self.runtime, self.settings.evaluation.batch_size)
 
     def _part(self, group: str, kind: type[P]) -> P:
         part = build_part(self.config, group)

@@ -35,6 +35,7 @@ class LocalSGD(Part):
             `decay_every` rounds; `cosine`: to zero over `decay_every` rounds.
         decay, decay_every: See `schedule`.
         warmup_rounds: Rounds 1..W train at lr·r/(W+1) first.
+        warmup_from_zero: At lr·(r−1)/W instead: round 1 moves no weight (FedLD's code).
 
     Differs from FedAU's code: its clients keep one shuffled iterator across rounds; ours start a
     fresh keyed shuffle every round, so that a round is a pure function of its key.
@@ -50,6 +51,7 @@ class LocalSGD(Part):
     decay: Annotated[float, Range(gt=0, le=1)] = 0.5
     decay_every: Annotated[int, Range(ge=1)] = 100
     warmup_rounds: Annotated[int, Range(ge=0)] = 0
+    warmup_from_zero: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +69,10 @@ class LocalSGD(Part):
             0.5
         """
         done = server_round - 1
-        lr = self.lr * min(1.0, server_round / (self.warmup_rounds + 1))
+        if self.warmup_from_zero and self.warmup_rounds:
+            lr = self.lr * min(1.0, done / self.warmup_rounds)
+        else:
+            lr = self.lr * min(1.0, server_round / (self.warmup_rounds + 1))
         if self.schedule == "step":
             lr *= self.decay ** (done // self.decay_every)
         elif self.schedule == "cosine":

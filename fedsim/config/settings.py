@@ -32,6 +32,9 @@ class Evaluation(Part):
         fused: With `clients=cohort`: participants score the model as they receive it, within their
             training replies, which saves an exchange (seconds, when deployed). A round's scores are
             then of the model after the round before, by those who train it now.
+        decomposition: Whether to record, every round, which part of the participants' training loss
+            is due to local training, to distribution shift and to aggregation; costs a pass over
+            their data for each participant.
     """
 
     every: Annotated[int, Range(ge=1)] = 1
@@ -39,6 +42,7 @@ class Evaluation(Part):
     clients: Literal["none", "cohort", "all"] = "none"
     batch_size: Annotated[int, Range(ge=1)] = 4096
     fused: bool = False
+    decomposition: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,6 +42,7 @@ def render(data: RunData) -> str:
         sections.top(data, head),
         sections.problems(data),
         sections.curves(data, head),
+        sections.decomposition(data),
         sections.privacy(data),
         sections.who_took_part(data),
         sections.who_holds_what(data),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-GROUPS = ("train", "clients", "central")
+GROUPS = ("train", "clients", "central", "diagnostics")
 """The fields of a round that hold named numbers."""
 
 CLIENT_INDEX = "client-index"

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedsim.report import page
 from fedsim.report.curves import loss_curves, metric_curves
+from fedsim.report.decomposition import decomposition_curves, decomposition_terms
 from fedsim.report.fairness import fairness, fairness_histogram
 from fedsim.report.holdings import holdings_image
 from fedsim.report.measures import MEASURED_BY, Headline, is_shown, show, show_seconds, word
@@ -17,7 +18,12 @@ from fedsim.report.run_folder import RunData
 LAST_ROUNDS = 10
 """Rows of the table of the latest evaluated rounds."""
 
-_GROUP_WORDS = {"central": "test", "clients": "clients'", "train": "training"}
+_GROUP_WORDS = {
+    "central": "test",
+    "clients": "clients'",
+    "train": "training",
+    "diagnostics": "diagnostic",
+}
 _GOOD = ("finished", "done", "completed")
 
 
@@ -129,6 +135,23 @@ def _not_drawable(data: RunData) -> list[str]:
                 count = f"{len(bad)} of {len(series.round_M)} measured rounds"
                 found.append(f"{_GROUP_WORDS[group]} {name}: {count}, first in round {bad[0]}")
     return found
+
+
+def decomposition(data: RunData) -> Html:
+    """Return where the loss comes from, where the scenario asked for it."""
+    terms = decomposition_terms(data.rounds)
+    if terms is None:
+        return Html("")
+    last = {name: show("loss", float(series.value_M[-1])) for name, series in terms.items()}
+    drawn = page.figure(
+        decomposition_curves(terms),
+        "The loss of each round's model on its participants' training samples, and the terms that "
+        "it is the sum of: the local models' loss at home, what they lose on the others' samples, "
+        "and what making one model of them adds (or, below zero, takes away).",
+        "Curves of the loss and its three terms by round",
+    )
+    first = page.element("h3", f"Round {int(next(iter(terms.values())).round_M[-1]):,}")
+    return page.section("Where the loss comes from", drawn, first, page.facts(last))
 
 
 def privacy(data: RunData) -> Html:

@@ -85,6 +85,12 @@ def test_the_first_permutation_is_pinned():
         ),
         (LocalSGD(lr=0.8, warmup_rounds=3), {1: 0.2, 2: 0.4, 3: 0.6, 4: 0.8, 5: 0.8}),
         (
+            # FedLD's code: multipliers 0, .2, .4, .6, .8, then 1
+            LocalSGD(lr=0.8, warmup_rounds=5, warmup_from_zero=True),
+            {1: 0.0, 2: 0.16, 3: 0.32, 4: 0.48, 5: 0.64, 6: 0.8, 7: 0.8},
+        ),
+        (LocalSGD(lr=0.8, warmup_from_zero=True), {1: 0.8, 2: 0.8}),
+        (
             LocalSGD(lr=0.8, warmup_rounds=3, schedule="step", decay=0.5, decay_every=2),
             {1: 0.2, 2: 0.4, 3: 0.3, 4: 0.4, 5: 0.2},
         ),
