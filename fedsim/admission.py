@@ -192,6 +192,7 @@ class AdmittedReplies(Replies):
         }
         counts = np.array(columns.get(NUM_EXAMPLES, []))
         some = np.flatnonzero(counts > 0)
+        some = some[np.argsort(np.array(self.admitted)[some])]  # engines train in another order
         if not len(some):
             return {}, {}
         columns = {name: [column[row] for row in some] for name, column in columns.items()}

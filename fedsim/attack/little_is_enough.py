@@ -44,8 +44,8 @@ def z_max(n: int, malicious: int) -> float:
     """Return the paper's z for `n` replies, `malicious` of them forged.
 
     Example:
-        >>> round(z_max(50, 12), 4)  # s = 14 of 38 honest ones
-        0.3360
+        >>> round(z_max(50, 12), 3)  # s = 14 of 38 honest ones
+        0.336
     """
     honest = n - malicious
     if honest < 1:

@@ -27,6 +27,8 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parents[2]
 RESULTS = HOME / "results"
 SIZES = (100, 500, 1000)
+DEVICES = 3
+"""Clients of the deployment on loopback: each is two daemons, and a process for every message."""
 ENGINES: dict[str, list[str]] = {
     "in_process": [],
     "cohort": [],
@@ -81,9 +83,39 @@ def run_apart(engine: str, num_clients: int, rounds: int) -> Figures:
     return figures
 
 
-def deployment_figures(rounds: int) -> tuple[int, Figures] | None:
-    """Return (clients, figures) of a deployment on loopback; None leaves its row out."""
-    return None
+def deploy_here(num_clients: int, rounds: int) -> Figures:
+    """Do the same on a deployment on loopback, TLS and authentication on."""
+    from fedsim.deploy.local import LocalDeployment
+    from fedsim.deploy.sitting import Sitting, configure
+    from fedsim.progress import Display
+    from fedsim.results import RunFolder
+    from fedsim.rounds import RoundReport
+    from tests.bench.process_tree import ProcessTree
+
+    tree, started = ProcessTree(), time.time()
+    tree.watch()
+    cpu_s, wall_s = [], []
+
+    class Clock(Display):
+        def show(self, report: RoundReport, last_round: int) -> None:
+            assert len(report.admitted) == num_clients
+            cpu_s.append(tree.cpu_seconds())
+            wall_s.append(time.time() - started)
+
+    with tempfile.TemporaryDirectory() as place:
+        words = [*WORDS, f"rounds={rounds + 1}", f"output.root={place}"]
+        folder = RunFolder.create(configure("base", words, num_clients))
+        sitting = Sitting(config=folder.config(), folder=str(folder.path))
+        with LocalDeployment(folder.path / "link", num_clients, secure=True) as deployment:
+            sitting.on(deployment.superlink, Clock())
+    steady_cpu_s = statistics.median(b - a for a, b in pairwise(cpu_s))
+    steady_wall_s = statistics.median(b - a for a, b in pairwise(wall_s))
+    return {
+        "cpu_ms": 1e3 * steady_cpu_s / num_clients,
+        "wall_ms": 1e3 * steady_wall_s / num_clients,
+        "start_cpu_s": cpu_s[0] - steady_cpu_s,
+        "start_wall_s": wall_s[0] - steady_wall_s,
+    }
 
 
 def table(rows: list[tuple[str, int, Figures]], rounds: int, command: str) -> str:
@@ -113,6 +145,9 @@ def table(rows: list[tuple[str, int, Figures]], rounds: int, command: str) -> st
         "",
         "`ray` is Flower's own engine: each client is a message to a process. It looks through all",
         "messages for every node ten times a second, so a client costs more the more there are.",
+        "`deployment` is SuperLink and SuperNodes on loopback, TLS and authentication on: each",
+        "message starts a process, which imports PyTorch; the rest of its wall time is Flower's",
+        "polling. It has few clients because each is two daemons.",
         "Wall time is only as good as the machine was idle.",
     ]
     scaling = RESULTS / "ray_scaling.json"
@@ -139,9 +174,8 @@ def main() -> None:
             if has_ray or not engine.startswith("ray"):
                 rows.append((engine, clients, run_apart(engine, clients, rounds)))
                 print(*rows[-1], flush=True)
-    deployed = deployment_figures(rounds)
-    if deployed is not None:
-        rows.append(("deployment", *deployed))
+    rows.append(("deployment", DEVICES, run_apart("deployment", DEVICES, rounds)))
+    print(*rows[-1], flush=True)
     command = " ".join(["python tests/bench/bench_engines.py", *sys.argv[1:]])
     page = table(rows, rounds, command)
     print(page)
@@ -154,6 +188,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(run_here(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+        engine, clients, steady = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+        deployed = engine == "deployment"
+        figures = deploy_here(clients, steady) if deployed else run_here(engine, clients, steady)
+        print(json.dumps(figures))
     else:
         main()

@@ -53,6 +53,8 @@ def test_a_scenario_beats_base_and_defaults_fill_the_rest() -> None:
         "central": True,
         "clients": "none",
         "batch_size": 4096,
+        "fused": False,
+        "decomposition": False,
     }
     assert list(found)[-10:] == list(GROUPS)
 
