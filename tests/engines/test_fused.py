@@ -53,7 +53,12 @@ def test_scores_of_a_round_are_those_of_the_round_before(strategy: str, name: st
 def test_ragged_clients_in_part_agree_between_engines() -> None:
     """Some clients hold too little to have held-out samples; they train, and score nothing."""
     words = ["participation=uniform", "participation.clients_per_round=10"]
-    words += ["evaluation.fused=true", "partition.num_clients=400", "evaluation.every=2"]
+    words += [
+        "evaluation.fused=true",
+        "partition=iid",
+        "partition.num_clients=400",
+        "evaluation.every=2",
+    ]
     one, other = (reports(*words, f"engine={name}") for name in ("in_process", "cohort"))
     scored = 0
     for a, b in zip(one, other, strict=True):
