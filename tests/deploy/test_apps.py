@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
@@ -113,6 +114,29 @@ def test_a_finished_run_is_extended(clock: Clock, tmp_path: Path) -> None:
     five = deployed(tmp_path / "five", "rounds=5")
     run_config = asked(five)
     assert sha(server_app.serve(federation(clock, run_config), run_config)) == sha(path) != short
+
+
+def test_devices_bring_data_of_their_own(clock: Clock, tmp_path: Path) -> None:
+    """Three files of other people: the server's, and one on each of two devices."""
+    rng = np.random.default_rng(0)
+    for name, rows in {"server": 12, "one": 40, "two": 64}.items():
+        (tmp_path / name).mkdir()
+        x = rng.normal(size=(rows, 2))
+        lines = [f"{a:.4f},{b:.4f},{int(a > b)}" for a, b in x]
+        (tmp_path / name / "people.csv").write_text("\n".join(["a,b,y", *lines]) + "\n")
+    words = ["data=table", "data.file=people.csv", "data.scale=none", "partition=whole"]
+    words += ["partition.num_clients=2", "participation=full", f"data.root={tmp_path}/server"]
+    config = configure("base", [*WORDS, f"output.root={tmp_path}/runs", *words], 2)
+    run_config = asked(config)
+    nodes = federation(clock, run_config, clients=2)
+    nodes.own = {k: {"data.root": str(tmp_path / name)} for k, name in enumerate(("one", "two"))}
+    path = server_app.serve(nodes, run_config)
+    _, *rounds = RunFolder.open(path).rounds()
+    assert [told["train"]["num-examples"] for told in rounds] == [30 + 48] * 3
+    nodes.own = {1: {"partition.num_clients": 5}}
+    with pytest.raises(FedsimError, match=r"every client failed[\s\S]*may set only its own"):
+        nodes.own[0] = {"seed": 3}
+        server_app.serve(nodes, asked(config))
 
 
 def test_a_folder_of_another_run_is_refused(clock: Clock, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Nodes(Grid):
         self.pushed: list[Message] = []
         self.pushes = 0
         self.run_config: dict[str, Any] = {}
+        self.own: dict[int, dict[str, Any]] = {}  # partition-id -> what the node sets for itself
         self._answers: dict[str, tuple[float, Message]] = {}
 
     def join(self, partition: int, *, ready_s: float = 0.0) -> int:
@@ -96,7 +97,7 @@ class Nodes(Grid):
         node = message.metadata.dst_node_id
         inbox = Message(through_wire(message.content), node, message.metadata.message_type)
         inbox.metadata.__dict__["_message_id"] = message.metadata.message_id
-        config = {"partition-id": self.nodes[node]}
+        config = {"partition-id": self.nodes[node], **self.own.get(self.nodes[node], {})}
         context = Context(
             run_id=77,
             node_id=node,
