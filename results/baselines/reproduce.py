@@ -9,6 +9,7 @@ to runs.jsonl, so that an interrupted call goes on where it stopped; then writes
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -61,6 +62,7 @@ def job(strategy: str, alpha: float, seed: int) -> dict[str, Any]:
     config = compose("base", [f"strategy={strategy}", *words, *MORE.get(strategy, [])])
     point = {"strategy": strategy, "alpha": alpha, "seed": seed, "config": config.hash[:12]}
     simulation = Simulation(config)
+    gc.freeze()  # some of Flower's strategies collect garbage for every reply
     try:
         *_, (_, last) = simulation.loop.run(simulation.runtime.initial_params())
     except FedsimError as error:
