@@ -1,7 +1,13 @@
 """What all tests share."""
 
+import signal
+
 import pytest
 import torch
+
+# A shell starts what runs in the background with interrupts ignored, and that is inherited; tests
+# that press Ctrl-C would then wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
