@@ -27,7 +27,8 @@ from fedsim.rounds import RoundReport
 from fedsim.run import Run
 from fedsim.simulation import Simulation
 
-pytestmark = pytest.mark.slow
+# One after another, where tests are spread over several workers.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
 
 HOME = Path(__file__).parents[2]
 FAULTY = str(HOME / "tests" / "assets" / "faulty" / "faulty.yaml")
