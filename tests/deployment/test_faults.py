@@ -27,8 +27,7 @@ from fedsim.rounds import RoundReport
 from fedsim.run import Run
 from fedsim.simulation import Simulation
 
-# One after another, where tests are spread over several workers.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 HOME = Path(__file__).parents[2]
 FAULTY = str(HOME / "tests" / "assets" / "faulty" / "faulty.yaml")

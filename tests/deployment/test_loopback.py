@@ -22,8 +22,7 @@ from fedsim.results import RunFolder
 from fedsim.run import Run
 from fedsim.simulation import Simulation
 
-# One after another, where tests are spread over several workers.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 NODES = 3
 SMALL = ["rounds=3", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]

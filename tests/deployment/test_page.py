@@ -21,8 +21,7 @@ PAGE = Path(local.__file__).with_name("README.md")
 BLOCK = re.compile(r"^```sh(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SERVER, PORT, DEVICES = "10.77.0.1", 9443, 3
 
-# One after another, where tests are spread over several workers.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]
+pytestmark = pytest.mark.slow
 
 
 def blocks() -> list[tuple[str, str]]:
