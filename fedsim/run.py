@@ -60,13 +60,24 @@ class Run:
         simulation = self.simulation
         loop = simulation.loop  # everything is built, and checked, before anything is written
         self.folder.write_start(
-            environment=environment(simulation.device, simulation.settings.seed, command_line()),
+            environment=environment(simulation.device, simulation.settings.seed, self._command()),
             partition=simulation.describe_partition(),
             privacy=simulation.estimator.statement(),
         )
         params = simulation.runtime.initial_params()
         self._save(0, params)  # from here on, what was written is covered
         yield from self._rounds(loop, params, done=0)
+
+    def _command(self) -> list[str]:
+        """Return how the run was started.
+
+        Where Flower has started this process, that is not its command line, which moreover holds
+        the token by which the SuperLink knows it.
+        """
+        if self.simulation.flower_grid is None:
+            return command_line()
+        config = self.simulation.config
+        return ["fedsim", "deploy", f"scenario={config.scenario}", *config.overrides]
 
     def _plan(self, last_round: int) -> None:
         """Settle how far the run goes, before the loop is built."""

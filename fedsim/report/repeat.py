@@ -20,7 +20,9 @@ def repeat(data: RunData) -> Html:
         parts += [page.element("p", "The command as it was typed:"), _code(command)]
     if data.config_text:
         again = "The resolved configuration alone says the same; in this folder:"
-        parts += [page.element("p", again), _code("fedsim run scenario=./config.yaml")]
+        deployed = "_target_: fedsim.engines.deployment.Deployment" in data.config_text
+        how = "fedsim deploy {} --local N" if deployed else "fedsim run {}"
+        parts += [page.element("p", again), _code(how.format("scenario=./config.yaml"))]
     if data.overrides:
         parts += [page.element("h3", "Overrides"), _code("\n".join(data.overrides))]
     if data.environment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def test_a_deployed_run_ends_with_the_model_of_a_simulated_one(
     said = [server_lines.read(line) for line in capsys.readouterr().out.splitlines()]
     rounds = [told["round"]["server_round"] for told in said if told]
     assert rounds == [0, 1, 2, 3]
+
+
+def test_the_token_of_flowers_process_is_written_nowhere(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["flwr-serverapp", "--token", "5ec2e7"])
+    config = deployed(tmp_path, "seed=4")
+    run_config = asked(config)
+    path = server_app.serve(federation(clock, run_config), run_config)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert len(files) > 8
+    assert not [file for file in files if b"5ec2e7" in file.read_bytes()]
+    command = json.loads((path / "env.json").read_text())["command"]
+    assert command[:3] == ["fedsim", "deploy", "scenario=quickstart"]
+    assert "seed=4" in command
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(clock: Clock, tmp_path: Path) -> None:
