@@ -59,6 +59,11 @@ def run_here(engine: str, num_clients: int, rounds: int) -> Figures:
             assert len(report.admitted) == num_clients
             cpu_s.append(tree.cpu_seconds())
             wall_s.append(time.time() - started)
+    return figures_of(cpu_s, wall_s, num_clients)
+
+
+def figures_of(cpu_s: list[float], wall_s: list[float], num_clients: int) -> Figures:
+    """Return the figures of a run from the time after each of its rounds."""
     steady_cpu_s = statistics.median(b - a for a, b in pairwise(cpu_s))
     steady_wall_s = statistics.median(b - a for a, b in pairwise(wall_s))
     return {
@@ -108,14 +113,7 @@ def deploy_here(num_clients: int, rounds: int) -> Figures:
         sitting = Sitting(config=folder.config(), folder=str(folder.path))
         with LocalDeployment(folder.path / "link", num_clients, secure=True) as deployment:
             sitting.on(deployment.superlink, Clock())
-    steady_cpu_s = statistics.median(b - a for a, b in pairwise(cpu_s))
-    steady_wall_s = statistics.median(b - a for a, b in pairwise(wall_s))
-    return {
-        "cpu_ms": 1e3 * steady_cpu_s / num_clients,
-        "wall_ms": 1e3 * steady_wall_s / num_clients,
-        "start_cpu_s": cpu_s[0] - steady_cpu_s,
-        "start_wall_s": wall_s[0] - steady_wall_s,
-    }
+    return figures_of(cpu_s, wall_s, num_clients)
 
 
 def table(rows: list[tuple[str, int, Figures]], rounds: int, command: str) -> str:
