@@ -127,7 +127,7 @@ def delta(events: Sequence[Event], *, epsilon: float, relation: Relation) -> flo
         ConfigError: See `epsilon`.
     """
     _check(0.5, relation)
-    if not epsilon >= 0:
+    if not 0 <= epsilon < math.inf:
         raise ConfigError(f"epsilon: {epsilon!r}; allowed: [0, inf)")
     plain = canonical(events, relation)
     who = _accountant(plain, 0.5, relation)
@@ -145,13 +145,19 @@ def delta(events: Sequence[Event], *, epsilon: float, relation: Relation) -> flo
 def rdp(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
     """Return epsilon by Renyi DP: a cross-check, at or above `epsilon` by up to 80 %."""
     _check(delta, relation)
-    return rdp_epsilon(rdp_curve(canonical(events, relation), relation), delta)
+    plain = canonical(events, relation)
+    if _accountant(plain, 0.5, relation) in (NOTHING, NO_NOISE):
+        return _epsilon(plain, delta, relation).epsilon
+    return rdp_epsilon(rdp_curve(plain, relation), delta)
 
 
 def prv(events: Sequence[Event], *, delta: float, relation: Relation, error: float = 0.01) -> float:
     """Return epsilon by Opacus' PRV accountant: a cross-check; see `accounting/prv.py`."""
     _check(delta, relation)
-    return prv_epsilon(canonical(events, relation), delta, relation, error)
+    plain = canonical(events, relation)
+    if _accountant(plain, 0.5, relation) in (NOTHING, NO_NOISE):
+        return _epsilon(plain, delta, relation).epsilon
+    return prv_epsilon(plain, delta, relation, error)
 
 
 def calibrate(

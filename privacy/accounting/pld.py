@@ -42,8 +42,12 @@ COARSE = 1e-3
 MAX_POINTS = 2**21
 """Where epsilon itself is in the hundreds, the grid is coarsened to about this many points."""
 
-MIN_DELTA = 1e-11
-"""The Fourier transform's rounding errors add up to about 1e-13; below this they would be seen."""
+ROUNDING = 1e-13
+"""Of delta, set aside for the rounding errors of the Fourier transform. On 10^6 points they add up to
+3e-14, and not upwards: at delta = 1e-9, epsilon = 118 came out 6e-5 below the truth without this."""
+
+MIN_DELTA = 100 * ROUNDING
+"""The smallest delta at which that is hardly felt."""
 
 RELATIONS = {
     "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -66,7 +70,7 @@ def pld_delta(events: tuple[Event, ...], epsilon: float, relation: Relation) -> 
     """Return delta by the composition's privacy loss distribution (at least `MIN_DELTA`)."""
     grid = grid_for(events, MIN_DELTA, relation)
     found = float(composed(events, relation, grid).get_delta_for_epsilon(epsilon))
-    return min(1.0, max(MIN_DELTA, found))
+    return min(1.0, max(MIN_DELTA, found + ROUNDING))
 
 
 @lru_cache(maxsize=1024)
@@ -74,7 +78,7 @@ def epsilon_on_grid(
     events: tuple[Event, ...], delta: float, relation: Relation, grid: float
 ) -> float:
     """Return epsilon with the loss rounded (upwards in effect) to multiples of `grid`."""
-    return float(composed(events, relation, grid).get_epsilon_for_delta(delta))
+    return float(composed(events, relation, grid).get_epsilon_for_delta(delta - ROUNDING))
 
 
 def coarse_grid(events: tuple[Event, ...], relation: Relation) -> float:
