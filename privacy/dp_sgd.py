@@ -91,7 +91,7 @@ class DPSGD(PrivacyPart):
         target_quantile: With `adaptive`: the share of samples that are to be within C.
         clip_lr: With `adaptive`: how fast C moves.
         count_noise: With `adaptive`: standard deviation of the noise on the count; null for
-            `client.batch_size` / 20, as the paper has it.
+            `client.batch_size` / 20, as the paper has it for clients, but at least z.
     """
 
     hides_sizes = True
@@ -333,7 +333,7 @@ class ClipAndNoise(Privatiser):
         self.noise_multiplier = part.noise_multiplier or 0.0
         self.clip_K = torch.full((len(sources),), part.clip_norm, dtype=self.dtype)
         self.clip_K = self.clip_K.to(self.device)
-        self.count_noise = part.count_noise or denominator / 20
+        self.count_noise = part.count_noise or max(denominator / 20, self.noise_multiplier)
         if part.clipping == "adaptive":
             self.noise_multiplier = update_multiplier(self.noise_multiplier, self.count_noise)
         self.within_K = torch.zeros_like(self.clip_K)
