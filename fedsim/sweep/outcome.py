@@ -114,9 +114,9 @@ def epsilon_of(
     values = [float(v) for v in given if _is_number(v)]
     if not values:
         return None, None
-    value = max(values)
-    if not math.isfinite(value) or min(values) < 0:
-        return None, f"epsilon {value:g} is no guarantee"
+    for value in values:
+        if not math.isfinite(value) or value < 0:
+            return None, f"epsilon {value:g} is no guarantee"
     missing = [name for name in TERMS if not _is_term(privacy.get(name))]
     if missing:
         return None, f"epsilon is given without {', '.join(missing)}, hence not shown"
@@ -124,7 +124,7 @@ def epsilon_of(
     if not _is_number(delta) or not 0 <= delta < 1:
         return None, f"delta is {delta!r}, hence epsilon is not shown"
     shown = {name: str(privacy[name]) for name in TERMS} | {"delta": f"{delta:g}"}
-    return Epsilon(value, tuple(shown.items())), None
+    return Epsilon(max(values), tuple(shown.items())), None
 
 
 def read_json(path: Path) -> dict[str, Any]:

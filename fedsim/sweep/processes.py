@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,10 @@ from fedsim.sweep.point import Job, do
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 """Each process computes on one core; as many points as there are cores run at once."""
+
+
+_LATE = ("sklearn.datasets",)
+"""What runs import late, and slowly; with these in the sweep's own process, forks need not."""
 
 
 class Pool(abc.ABC):
@@ -55,6 +60,8 @@ def processes(jobs: int, inherit: int) -> Pool:
         jobs: How many at once.
         inherit: A file descriptor that each process keeps open: the sweep's lock.
     """
+    for name in _LATE:
+        importlib.import_module(name)
     try:
         alone = len(os.listdir("/proc/self/task")) == 1
     except OSError:  # not Linux, where libraries may mind forks

@@ -245,6 +245,12 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
             drawn = page.figure(picture, caption, f"{word(metric)}: {words}")
             sections.append(page.section(f"The grid: {word(metric)}", drawn))
     costs = [page.element("p", describe(cost)) for cost in tuning_costs(runs)]
+    unknown = sum(run.outcome.epsilon_problem is not None for run in runs)
+    if costs and unknown:
+        more = (
+            f"{unknown} runs whose epsilon is not shown are not counted: it costs more than that."
+        )
+        costs.append(page.element("p", more))
     if costs:
         box = page.element("div", *costs, css="box warn")
         sections.append(page.section("What choosing the best costs", box))
