@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.client.half import Batch, ClientContext, ClientHalf
 from fedsim.client.objective import sample_losses
@@ -100,6 +100,9 @@ class Ghost(_Hooked):
 
     def __init__(self, runtime: ClientRuntime) -> None:
         super().__init__(runtime)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.Embedding):  # Opacus takes views of its input
+                layer.register_forward_pre_hook(_contiguous)
         self.hooks = GradSampleHooksFastGradientClipping(
             self.module, loss_reduction="sum", strict=True
         )
@@ -304,6 +307,10 @@ def _alone(
         return half.loss({**params, **trained}, batch, context)
 
     return loss
+
+
+def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 def _blank(rows: Tensor, good_B: Tensor) -> Tensor:
