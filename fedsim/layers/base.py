@@ -21,7 +21,7 @@ Kept = dict[str, Tensor]
 KEPT_BYTES = 128 << 20
 """Above this, a layer's per-sample gradients are not kept but summed up anew."""
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 """About how much scratch memory a rule takes for the norms of one block of samples."""
 
 
@@ -88,10 +88,12 @@ class StackedLayer(nn.Module, abc.ABC):
         A rule overrides this where the norm is cheaper than the gradient. Per-sample gradients that
         were made on the way may be put into `kept`.
         """
-        grads = self.instantiate(parameter, a, g)
-        if grads.nbytes <= KEPT_BYTES:
-            kept[parameter] = grads
-        return square_sum(grads)
+        size = self.tape.weights[self.names[parameter]][0].nbytes
+        if may_keep(len(g) * size):
+            kept[parameter] = self.instantiate(parameter, a, g)
+            return square_sum(kept[parameter])
+        blocks = row_blocks(len(g), size)
+        return torch.cat([square_sum(self.instantiate(parameter, a[s], g[s])) for s in blocks])
 
     def add_(self, parameter: str, target: Tensor, a: Tensor, g: Tensor, alpha: float) -> None:
         """Add `alpha · Σ_b (gradient of sample b)` to one parameter's rows `[K, ...]`, in place."""
@@ -179,6 +181,11 @@ class StackedLayer(nn.Module, abc.ABC):
     def unfold(self, t: Tensor) -> Tensor:
         """Return `[K*B, ...]` as `[K, B, ...]`."""
         return t.view(self.tape.active, -1, *t.shape[1:])
+
+
+def may_keep(nbytes: int) -> bool:
+    """Return whether per-sample gradients of this size may be kept."""
+    return nbytes <= KEPT_BYTES
 
 
 def square_sum(t: Tensor) -> Tensor:
