@@ -331,6 +331,7 @@ class Simulation:
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
             protection=self.protection,
+            frozen=self.runtime.frozen,
         )
 
     def _observer(self) -> Observer:
