@@ -296,7 +296,7 @@ def _go(run: Run, as_json: bool, *, resume: bool) -> None:
         last = drive(run, display(as_json=as_json), resume=resume)
     if not as_json:
         path = run.folder.path
-        typer.echo(f"privacy: {run.simulation.estimator.statement()}\nrun:     {path}")
+        typer.echo(f"privacy: {run.simulation.protection.statement()}\nrun:     {path}")
         typer.echo(f"report:  {path / 'report.html'}")
     if last is None:
         done = (

@@ -95,7 +95,7 @@ class CohortGrid(InProcessGrid):
                 group.server_round,
                 params,
                 group.client_arrays(part),
-                received=bool(group.config.get(EVALUATE)),
+                group.config,
             )
 
     def answer(
@@ -105,8 +105,7 @@ class CohortGrid(InProcessGrid):
         server_round: int,
         params: Params,
         own: Params | PayloadOf,
-        *,
-        received: bool,
+        told: Mapping[str, Scalar],
     ) -> Chunk:
         """Return the replies of some clients to one kind of message, all at once.
 
@@ -116,16 +115,17 @@ class CohortGrid(InProcessGrid):
             server_round: 1, 2, ...
             params: The model that they are sent.
             own: What each is sent besides, `[K, ...]`, or the function that says.
-            received: Whether those who train score the model as they receive it, too.
+            told: What all are told besides; among it, whether those who train score the model as
+                they receive it, too.
         """
         if self.trainer is None:
             raise RuntimeError(f"the plan '{self.plan}' has no chunks")
         if message_type == "evaluate":
             return self._scores(self.trainer, clients, server_round, params, own)
-        if not received:
-            return self.trainer.train(clients, server_round, params, own)
+        if not told.get(EVALUATE):
+            return self.trainer.train(clients, server_round, params, own, told)
         scored = self._scores(self.trainer, clients, server_round, params, own)
-        chunk = self.trainer.train(clients, server_round, params, own)
+        chunk = self.trainer.train(clients, server_round, params, own, told)
         order = np.argsort(clients)[np.searchsorted(np.sort(clients), chunk.client_index)]
         columns = {RECEIVED + name: column[order] for name, column in scored.metrics.items()}
         return replace(chunk, metrics={**chunk.metrics, **columns})

@@ -82,7 +82,9 @@ class RunData:
             )
         reader = _Reader(run)
         config, config_text = reader.config()
-        statement = reader.json("privacy.json").get("statement")
+        summary = reader.json("summary.json", needed=False)
+        claimed = summary.get("privacy") or reader.json("privacy.json")  # as spent, or as planned
+        statement = claimed.get("statement")
         return cls(
             path=run,
             config=config,
@@ -92,7 +94,7 @@ class RunData:
             rounds=reader.rounds(),
             holdings=reader.holdings(),
             privacy=statement if isinstance(statement, str) and statement.strip() else None,
-            summary=reader.json("summary.json", needed=False),
+            summary=summary,
             problems=tuple(reader.problems),
         )
 
