@@ -16,9 +16,9 @@ lowest false positive rate of a test whose true positive rate is x, at significa
     reject the curve if R + H > r/m
 
 The second is much stronger where noise is Gaussian, since the first allows any (ε, δ) mechanism.
-There are two uses of it: `refutes` tests the whole curve that an accountant claims; `mu_bound` finds
-the largest μ whose curve f̄(x) = Φ(Φ⁻¹(x) − μ) is rejected, which is shown as the ε at δ of that
-curve. The latter is a lower bound on ε only of a mechanism with a Gaussian's curve.
+There are two uses of it: `refutes` tests the whole curve that an accountant claims; `mu_bound`
+finds the largest μ whose curve f̄(x) = Φ(Φ⁻¹(x) − μ) is rejected, which is shown as the ε at δ of
+that curve. The latter is a lower bound on ε only of a mechanism with a Gaussian's curve.
 
 Shapes: M canaries.
 
