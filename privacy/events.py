@@ -19,10 +19,25 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from fedsim.errors import ConfigError, did_you_mean
+from fedsim.participation.sampling import FixedSize, Poisson, Sampling, Unsampled
 from fedsim.parts import Part, Range
+from fedsim.protection.statement import Relation
 
-Relation = Literal["add_remove", "replace_one"]
-"""Which data sets are neighbours: one unit more or less, or one unit's data replaced."""
+__all__ = [
+    "DiscreteGaussian",
+    "Event",
+    "FixedSize",
+    "Gaussian",
+    "Laplace",
+    "Mechanism",
+    "Poisson",
+    "PureDP",
+    "Relation",
+    "Sampling",
+    "Skellam",
+    "Unit",
+    "Unsampled",
+]
 
 Unit = Literal["example", "user", "label", "report"]
 """Whose contribution is hidden."""
@@ -99,45 +114,7 @@ class DiscreteGaussian(Part):
     l2_norm: Annotated[float, Range(gt=0, lt=float("inf"))]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unsampled(Part):
-    """Every unit takes part in every release."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Poisson(Part):
-    """Every unit takes part by an independent coin, whose outcome stays hidden.
-
-    Args:
-        rate: q, a public constant (never computed from the private number of units).
-    """
-
-    rate: Annotated[float, Range(ge=0, le=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedSize(Part):
-    """A uniformly random subset of exactly `size` of `population` units, without replacement.
-
-    Args:
-        size: Units in the sample.
-        population: All units, public.
-    """
-
-    size: Annotated[int, Range(ge=1)]
-    population: Annotated[int, Range(ge=1)]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size > self.population:
-            raise ConfigError(
-                f"size: {self.size} of a population of {self.population} cannot be drawn without "
-                f"replacement; allowed: 1 to {self.population}"
-            )
-
-
 Mechanism = Gaussian | Laplace | PureDP | Skellam | DiscreteGaussian
-Sampling = Unsampled | Poisson | FixedSize
 
 
 @dataclass(frozen=True, kw_only=True)

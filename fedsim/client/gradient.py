@@ -57,6 +57,13 @@ class GradientEstimator(abc.ABC):
             ConfigError: They cannot; the message says what would do.
         """
 
+    def check_alone(self, runtime: ClientRuntime) -> None:  # noqa: B027
+        """Check also what is needed only where clients train one by one; may be slow.
+
+        Raises:
+            ConfigError: See `check`.
+        """
+
     def begin(self, runtime: ClientRuntime, *, server_round: int, client: int) -> BatchGradient:
         """Return what makes the gradients of one client's round."""
 

@@ -79,7 +79,7 @@ class ClientRuntime:
                 f"samples beside its local steps, which {private} does not account for; "
                 "use privacy=none, or (SCAFFOLD) strategy.option=II"
             )
-        self.estimator.check(self)
+        self.protection.check(self)
 
     def initial_params(self) -> Params:
         """Return the model's unique parameters and persistent buffers, detached copies.

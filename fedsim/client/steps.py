@@ -390,7 +390,7 @@ def _split_rows(flat_AP: Tensor, like: Params) -> Params:
     """Return the columns of all tensors laid end to end as tensors, name -> `[A, ...]`."""
     shapes = {name: tensor.shape[1:] for name, tensor in like.items()}
     sizes = [shape.numel() for shape in shapes.values()]
-    parts = flat_AP.split(sizes, dim=1)
+    parts = torch.split(flat_AP, sizes, dim=1)
     return {
         name: part.reshape(len(flat_AP), *shape)
         for (name, shape), part in zip(shapes.items(), parts, strict=True)

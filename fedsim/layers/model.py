@@ -115,6 +115,25 @@ class StackedModel:
         return {name: norms[name] for name in self.trainable}
 
     @torch.no_grad()
+    def without(self, grads: list[Tensor | None], good: Tensor) -> list[Tensor | None]:
+        """Take samples out of what the last forward recorded: their rows become 0.
+
+        Args:
+            grads: What `backward` returned.
+            good: Which rows stay, bool `[K*B]`.
+
+        Returns:
+            `grads` with zeros in the other rows.
+        """
+
+        def kept(rows: Tensor) -> Tensor:
+            return torch.where(good.view(-1, *[1] * (rows.dim() - 1)), rows, 0)
+
+        self.tape.records = [(layer, kept(a), edge) for layer, a, edge in self.tape.records]
+        self._kept = []
+        return [None if g is None else kept(g) for g in grads]
+
+    @torch.no_grad()
     def contract_(
         self,
         into: Params,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
 
 
@@ -20,7 +21,7 @@ class Poisson(Part):
         rate: q, public.
     """
 
-    rate: Annotated[float, Range(gt=0, le=1)]
+    rate: Annotated[float, Range(ge=0, le=1)]
 
     def __str__(self) -> str:
         return f"Poisson sampling at rate {self.rate:.4g}"
@@ -37,6 +38,14 @@ class FixedSize(Part):
 
     size: Annotated[int, Range(ge=1)]
     population: Annotated[int, Range(ge=1)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size > self.population:
+            raise ConfigError(
+                f"size: {self.size} of a population of {self.population} cannot be drawn without "
+                f"replacement; allowed: 1 to {self.population}"
+            )
 
     def __str__(self) -> str:
         return f"{self.size} of {self.population} at a time, without replacement"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
@@ -29,6 +29,9 @@ from fedsim.participation.base import Schedule
 from fedsim.parts import Part
 from fedsim.protection.statement import Statement
 from fedsim.records import Params, Replies, Scalar
+
+if TYPE_CHECKING:
+    from fedsim.client.runtime import ClientRuntime
 
 Line = dict[str, Any]
 """One line of a ledger: plain data. `round`, and what the mechanism needs to count it."""
@@ -68,6 +71,14 @@ class Protection:
     def estimator(self) -> GradientEstimator:
         """How a batch becomes a gradient."""
         return Plain()
+
+    def check(self, runtime: ClientRuntime) -> None:
+        """Check that the run's model and client half can be protected.
+
+        Raises:
+            ConfigError: They cannot; the message says what would do.
+        """
+        self.estimator.check(runtime)
 
     @property
     def public_examples(self) -> float | None:
