@@ -19,7 +19,7 @@ from safetensors.torch import load
 from fedsim.auditing.base import Audit, AuditPart, Verdict
 from fedsim.config import Config
 from fedsim.config.apart import build_apart
-from fedsim.drive import drive
+from fedsim.drive import run_rounds
 from fedsim.engines.base import LocalGrid
 from fedsim.errors import BudgetError, ConfigError
 from fedsim.files import write_atomic
@@ -82,7 +82,7 @@ def run_audit(config: Config, words: Sequence[str], display: Display) -> Audited
         _write(path / CANARIES, {"audit": values, **audit.planted()})
         initial = simulation.runtime.initial_params()
         try:
-            drive(Run(simulation=simulation, folder=folder), display, resume=False)
+            run_rounds(Run(simulation=simulation, folder=folder), display, resume=False)
         except BudgetError as error:  # the model so far is good, and so is what it shows
             log.warning("the run ended early: %s", error)
     verdict = audit.conclude(initial, load((path / MODEL).read_bytes()), _lines(path / LEDGER))

@@ -48,9 +48,13 @@ def claim_of(statement: Statement, lines: Sequence[Line], client: int | None) ->
     Args:
         statement: Of the run.
         lines: The ledger: `events`, and `clients` where a line is about these alone.
-        client: Whose unit it is; None if all lines count for it.
+        client: Whose unit it is; None if every client is one: then the claim is that of the client
+            that is hit most, where lines are about some clients alone.
     """
-    hit = [line for line in lines if client is None or client in line.get("clients", [client])]
+    if client is None:
+        named = [other for line in lines for other in line.get("clients", [])]
+        client = int(np.bincount(named).argmax()) if named else 0
+    hit = [line for line in lines if client in line.get("clients", [client])]
     events = [Event.from_json(event) for line in hit for event in line.get("events", [])]
     # Beyond the claim's ε by far, δ is so small that no canaries would see it.
     epsilon_E = np.linspace(0, 2 * min(statement.epsilon, 50.0) + 1, _POINTS)

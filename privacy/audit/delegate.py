@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.client.gradient import GradientEstimator
+from fedsim.client.runtime import ClientRuntime
 from fedsim.protection import Line, Protection, Statement
 from fedsim.records import Params, Replies, Scalar
 
@@ -27,6 +28,9 @@ class Delegate(Protection):
     def estimator(self) -> GradientEstimator:
         """See `Protection`, as for all below."""
         return self.inner.estimator
+
+    def check(self, runtime: ClientRuntime) -> None:
+        self.inner.check(runtime)
 
     @property
     def public_examples(self) -> float | None:

@@ -31,6 +31,10 @@ TOO_LONG = 1e6
 """Length of a canary before it is clipped; a clipping norm above it would go untested."""
 
 
+MANY = 10**9
+"""Samples that a canary says it holds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diracs:
     """M canaries along coordinate axes.
@@ -65,7 +69,7 @@ class Diracs:
         names, sizes = list(self.shapes), [s.numel() for s in self.shapes.values()]
         ends = np.cumsum(sizes)
         which_M = np.searchsorted(ends, self.coordinate_M, side="right")
-        places = []
+        places: list[tuple[str, tuple[int, ...]]] = []
         for which, coordinate in zip(which_M, self.coordinate_M, strict=True):
             offset = int(coordinate) - int(ends[which] - sizes[which])
             shape = self.shapes[names[which]]
@@ -177,6 +181,9 @@ class PlantedUsers(Planted):
             if canary is not None:
                 name, at = self.diracs.places[canary]
                 weights[name][(row, *at)] += float(self.diracs.length_M[canary])
+        # A client that weighs by its samples may hold any number of them: the worst case is many.
+        is_canary_K = np.array([canary is not None for _, canary in mine], bool)
+        num_examples = np.where(is_canary_K, MANY, num_examples)
         sent: Params = {}
         if self.inner.seals:
             sent = self.inner.seal_(weights, start, clients, server_round, num_examples, told)
@@ -256,11 +263,14 @@ class _PlantedGradient(GradientEstimator):
     def check(self, runtime: ClientRuntime) -> None:
         self.inner.check(runtime)
 
-    def begin(self, runtime: ClientRuntime, *, server_round: int, client: int) -> BatchGradient:
+    def check_alone(self, runtime: ClientRuntime) -> None:
         raise ConfigError(
             "audit=canaries: canary gradients are planted in the stacked form of the mechanism; "
             "use engine=cohort, and a model of standard layers"
         )
+
+    def begin(self, runtime: ClientRuntime, *, server_round: int, client: int) -> BatchGradient:
+        raise NotImplementedError("refused by check_alone")
 
     def privatiser(self, like: Params, clients: np.ndarray, server_round: int) -> Privatiser | None:
         inner = self.inner.privatiser(like, clients, server_round)
