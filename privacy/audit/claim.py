@@ -16,7 +16,7 @@ from privacy import accountant
 from privacy.audit.tradeoff import profile_fpr, profile_tpr
 from privacy.events import Event
 
-_POINTS = 150
+_POINTS = 60
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,8 @@ class Diracs:
     def moved(self, before: Params, after: Params) -> np.ndarray:
         """Return how far each canary's coordinate moved its way, `[M]`."""
         moved = [float(after[name][at]) - float(before[name][at]) for name, at in self.places]
-        return np.array(moved) * self.sign_M
+        moved_M: np.ndarray = np.array(moved) * self.sign_M
+        return moved_M
 
 
 class Planted(Delegate, abc.ABC):
