@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -55,6 +55,7 @@ class RoundReport:
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
         diagnostics: What an observer says of the round; empty without one.
         epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
+        privacy: The same with its delta, unit and relation, in words; never show it without.
         seconds: Wall time of the round.
     """
 
@@ -69,6 +70,7 @@ class RoundReport:
     per_client: dict[str, list[float]] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     epsilon: float | None = None
+    privacy: str = ""
     seconds: float = 0.0
 
 
@@ -123,6 +125,9 @@ class RoundLoop:
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
         protection: The privacy mechanism.
+        frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
+            makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
+            server step magnifies what rounding leaves.
         charge: Puts what a round will release to (round, clients) on record before it happens, and
             returns epsilon so far; None where nothing is kept (`fedsim plan`).
     """
@@ -138,6 +143,7 @@ class RoundLoop:
     observer: Observer | None = None
     protection: Protection = field(default_factory=Protection)
     charge: Callable[[int, np.ndarray], float | None] | None = None
+    frozen: Collection[str] = ()
 
     def run(self, params: Params, done: int = 0) -> Iterator[tuple[Params, RoundReport]]:
         """Run rounds `done + 1 .. last_round`, yielding the model and a report after each.
@@ -184,6 +190,7 @@ class RoundLoop:
                     per_client=per_client,
                     diagnostics=diagnostics,
                     epsilon=self._epsilon,
+                    privacy="" if self._epsilon is None else self.protection.words(self._epsilon),
                     seconds=time.perf_counter() - started,
                 ),
             )
@@ -218,6 +225,9 @@ class RoundLoop:
             if not someone:
                 return params, replies
             drawn = self._draw(replies)
+        elif not someone:
+            key = seeds.sequence(self.seed, server_round, seeds.SERVER, "flower-sampling")
+            third_party.show_model(self.strategy, server_round, arrays, self.grid, key)
         with self._failures(server_round, replies):
             new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)
             if new_arrays is None or not len(new_arrays):
@@ -299,6 +309,9 @@ class RoundLoop:
                 raise third_party.StrategyError(
                     f"{who} returned no array '{name}' of {list(like.shape)}"
                 )
+            if name in self.frozen:
+                result[name] = like
+                continue
             tensor = new[name] if like.is_floating_point() else new[name].round()
             result[name] = tensor.to(like.device, like.dtype)
             if not is_finite(result[name]):

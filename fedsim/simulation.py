@@ -165,11 +165,11 @@ class Simulation:
     @cached_property
     def schedule(self) -> Schedule:
         """Who takes part in which round."""
-        hidden = self.privacy_part.hides_sizes
+        hidden, open_labels = self.privacy_part.hides_sizes, self.privacy_part.reads_labels
         population = Population(
             num_clients=self.partition.num_clients,
             seed=self.settings.seed,
-            label_histogram=self._no_histogram if hidden else lambda: self.label_histogram,
+            label_histogram=(lambda: self.label_histogram) if open_labels else self._no_histogram,
         )
         with _about("participation"):
             bound = self._part("participation", ParticipationPart).bind(population)
@@ -342,9 +342,16 @@ class Simulation:
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
             protection=self.protection,
+            frozen=self.runtime.frozen,
         )
 
     def _observer(self) -> Observer:
+        if self.protection.planned().private:
+            raise ConfigError(
+                "evaluation.decomposition=true: the loss terms are computed from every "
+                f"participant's training data, which privacy={self._target('privacy')} does not "
+                "cover; set evaluation.decomposition=false"
+            )
         if not isinstance(self.grid, LocalGrid):
             engine = self.config.values["engine"]["_target_"]
             raise ConfigError(

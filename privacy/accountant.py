@@ -53,7 +53,7 @@ __all__ = [
     "rdp",
 ]
 
-TIGHT = 1e-5
+TIGHT = 4e-5
 """`calibrate` returns at most this much (relative) more noise than is needed."""
 
 CURVE_RATIO = 1.28
@@ -127,7 +127,7 @@ def delta(events: Sequence[Event], *, epsilon: float, relation: Relation) -> flo
         ConfigError: See `epsilon`.
     """
     _check(0.5, relation)
-    if not epsilon >= 0:
+    if not 0 <= epsilon < math.inf:
         raise ConfigError(f"epsilon: {epsilon!r}; allowed: [0, inf)")
     plain = canonical(events, relation)
     who = _accountant(plain, 0.5, relation)
@@ -145,13 +145,19 @@ def delta(events: Sequence[Event], *, epsilon: float, relation: Relation) -> flo
 def rdp(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
     """Return epsilon by Renyi DP: a cross-check, at or above `epsilon` by up to 80 %."""
     _check(delta, relation)
-    return rdp_epsilon(rdp_curve(canonical(events, relation), relation), delta)
+    plain = canonical(events, relation)
+    if _accountant(plain, 0.5, relation) in (NOTHING, NO_NOISE):
+        return _epsilon(plain, delta, relation).epsilon
+    return rdp_epsilon(rdp_curve(plain, relation), delta)
 
 
 def prv(events: Sequence[Event], *, delta: float, relation: Relation, error: float = 0.01) -> float:
     """Return epsilon by Opacus' PRV accountant: a cross-check; see `accounting/prv.py`."""
     _check(delta, relation)
-    return prv_epsilon(canonical(events, relation), delta, relation, error)
+    plain = canonical(events, relation)
+    if _accountant(plain, 0.5, relation) in (NOTHING, NO_NOISE):
+        return _epsilon(plain, delta, relation).epsilon
+    return prv_epsilon(plain, delta, relation, error)
 
 
 def calibrate(
@@ -161,7 +167,7 @@ def calibrate(
     delta: float,
     relation: Relation,
 ) -> float:
-    """Return the smallest noise whose events cost at most `epsilon`, to 1e-5 (never below it).
+    """Return the smallest noise whose events cost at most `epsilon`, to 4e-5 (never below it).
 
     Bracketed and solved on a coarse grid first, which costs hundredths of a second a time; then a
     few secant steps on the grid that claims are made on.
@@ -219,18 +225,25 @@ def _secant(cost: Callable[[float], float], epsilon: float, noise: float, slope:
         slope: d cost / d log noise there, < 0.
     """
     low, high = 0.0, math.inf  # cost(low) > epsilon >= cost(high)
+    before: tuple[float, float] | None = None
+    reach, looks = TIGHT, 0
     while high > low * (1 + TIGHT):
-        found = cost(noise)
-        if found > epsilon:
-            low = max(low, noise)
-        else:
-            high = min(high, noise)
-        # Aim a quarter of the tolerance to the side that is still open.
+        found, looks = cost(noise), looks + 1
+        low, high = (max(low, noise), high) if found > epsilon else (low, min(high, noise))
+        if before is not None and (found - before[1]) * (noise - before[0]) < 0:
+            slope = (found - before[1]) / math.log(noise / before[0])
+        before = (noise, found)
         root = noise * math.exp(min(max((epsilon - found) / slope, -1.0), 1.0))
-        aim = root * (1 + TIGHT / 4) if math.isinf(high) or low >= root else root / (1 + TIGHT / 4)
-        if high < math.inf and low > 0 and not low < aim < high:
-            aim = math.sqrt(low * high)
-        noise = aim
+        # Look just past the root, on the side whose bound is farther away.
+        upwards = low > 0 and (math.isinf(high) or high / root > root / low)
+        aim = root * (1 + TIGHT / 4) if upwards else root / (1 + TIGHT / 4)
+        if low < aim < high and looks < 8:
+            noise = aim
+        elif 0 < low and high < math.inf:
+            noise = math.sqrt(low * high)
+        else:
+            reach *= 2
+            noise = low * (1 + reach) if low > 0 else high / (1 + reach)
     return high
 
 

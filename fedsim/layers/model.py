@@ -62,7 +62,7 @@ class StackedModel:
     def forward(self, x: Tensor, active: int) -> Tensor:
         """Return the outputs for folded inputs `x [active*B, ...]`, recording for `step_`."""
         self.tape.active, self.tape.rows = active, len(x)
-        self._clear()
+        self.clear()
         outputs: Tensor = self.module(x)
         return outputs
 
@@ -160,7 +160,7 @@ class StackedModel:
                 continue
             same = kept is not None and kept[0] is g and kept[1] == g._version
             layer.contract_(into, a, g, alpha, weights, kept[2] if kept and same else None)
-        self._clear()
+        self.clear()
 
     def _check_weights(self, into: Params, weights: Tensor | Mapping[str, Tensor] | None) -> None:
         if weights is None:
@@ -175,7 +175,8 @@ class StackedModel:
                 if name in into and name not in weights:
                     raise ValueError(f"no weights of samples for parameter '{name}'")
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget the last forward pass."""
         self.tape.records.clear()
         self._kept = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -49,8 +50,14 @@ class Statement:
         """Return the claim in one line, as progress and tables show it."""
         if not self.private:
             return "none"
+        if math.isinf(self.epsilon):
+            return "nothing claimed"
+        return self.at(self.epsilon)
+
+    def at(self, epsilon: float, sign: str = "") -> str:
+        """Return an epsilon with everything without which it means nothing, in a few words."""
         relation = self.relation.replace("_", "/")
-        return f"ε {self.epsilon:.3f} at δ {self.delta:.1e} per {self.unit} ({relation})"
+        return f"ε {sign}{epsilon:.3f} at δ {self.delta:.1e} per {self.unit} ({relation})"
 
     def __str__(self) -> str:
         if not self.private:
@@ -58,6 +65,9 @@ class Statement:
                 "none: no privacy mechanism; every update reveals what its samples reveal"
                 + "".join(f". {note}" for note in self.notes)
             )
+        if math.isinf(self.epsilon):
+            claim = f"nothing is claimed, though there is {self.mechanism}"
+            return ". ".join([claim, *self.notes])
         claim = (
             f"({self.epsilon:.4g}, {self.delta:.2g})-differential privacy per {self.unit}, "
             f"against {_WORDS[self.relation]} {self.unit}, by {self.mechanism}; "
