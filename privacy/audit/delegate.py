@@ -79,6 +79,9 @@ class Delegate(Protection):
     def spent(self) -> float | None:
         return self.inner.spent()
 
+    def words(self, epsilon: float) -> str:
+        return self.inner.words(epsilon)
+
     def statement(self) -> Statement:
         return self.inner.statement()
 
