@@ -50,8 +50,9 @@ from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
 
 MOST_BANDS = 64
-"""Past it every band costs a vector of memory for little: prefix sums of 1000 rounds, one participation,
-have an RMSE of 22.4 z with 1 band, 5.5 with 32, 4.3 with 64, 3.6 with 128, 3.1 with all."""
+"""Past it every band costs a vector of memory for little: prefix sums of 1000 rounds with one
+participation have an RMSE of 22.4 z with 1 band, 5.5 with 32, 4.3 with 64, 3.6 with 128, 3.1 with
+all."""
 
 Draw = Callable[[int], Tensor]
 """Row -> its fresh vector: keyed by the row alone, so that it can be drawn again."""
@@ -66,8 +67,8 @@ class CorrelatedNoise(Part):
         rounds: n, how many releases the run may make.
         max_participations: k, in how many of them one unit may take part.
         min_separation: b, how many rounds apart they are at least; 1 allows consecutive rounds.
-        bands: w of `banded`; null takes b, or n where a unit takes part once. 1 is independent
-            noise.
+        bands: w of `banded`, whose running form holds w - 1 vectors. Null takes b (n where a unit
+            takes part once), at most 64. 1 is independent noise.
         restart: Rounds per tree of `tree`; null takes one tree over all.
     """
 
