@@ -122,9 +122,9 @@ def test_in_order_and_resumed_it_is_the_same_to_the_bit(case: dict[str, object])
         if t == 6:  # as from a checkpoint
             running = RunningNoise(noise, draw, state=running.state, done=5)
         assert torch.equal(running(t), noise.round_noise(draw, t))
-        assert (
-            len(running.state) <= noise.width - 1 if noise.kind == "banded" else not running.state
-        )
+        open_nodes = ((t - 1) % noise.tree_rounds + 1).bit_count()
+        kept = min(t, noise.width - 1) if noise.kind == "banded" else open_nodes
+        assert len(running.state) == kept
     with pytest.raises(ValueError, match="after round 10"):
         running(3)
     with pytest.raises(ConfigError, match="rounds 1 to 10"):
@@ -144,6 +144,22 @@ def test_rows_and_state_are_not_shared_with_the_caller() -> None:
             assert torch.equal(given, noise.round_noise(rows.__getitem__, t))
             given.zero_()
     assert all(bool((row == r).all()) for r, row in rows.items())
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_in_order_every_row_is_drawn_once(case: dict[str, object]) -> None:
+    """So that noise that nobody can draw again, the operating system's, is the same mechanism."""
+    noise = CorrelatedNoise(rounds=12, **case)  # type: ignore[arg-type]
+    rows_nn, asked = unit(12), []
+
+    def draw(row: int) -> Tensor:
+        asked.append(row)
+        return rows_nn[row - 1]
+
+    running = noise.start(draw)
+    applied = np.stack([running(t).numpy() for t in range(1, 13)])
+    assert asked == list(range(1, 13))
+    np.testing.assert_array_equal(applied, produced(noise))
 
 
 def test_the_tree_draws_few_rows() -> None:
