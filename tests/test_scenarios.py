@@ -77,8 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = [",".join(map(str, [*rng.integers(9, size=6), i % 2])) for i in range(80)]
     (folder / "tokens.csv").write_text("\n".join(["a,b,c,d,e,f,y", *tokens]) + "\n")
     (folder / "trace.csv").write_text("round,client\n1,0\n1,2\n")
-    words = [word.format(folder=folder) for word in [*TOKENS[:3], "model=text_classifier"]]
-    simulation = Simulation(compose("base", words))
+    words = [word.format(folder=folder) for word in [CLIENTS, COHORT, *TOKENS[:3]]]
+    simulation = Simulation(compose("base", [*words, "model=text_classifier"]))
     save_file(simulation.runtime.initial_params(), folder / "start.safetensors")
     return folder
 

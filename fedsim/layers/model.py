@@ -60,7 +60,7 @@ class StackedModel:
         self.module = _swap(copy.deepcopy(model), swapped)
 
     def forward(self, x: Tensor, active: int) -> Tensor:
-        """Return the outputs for folded inputs `x [active*B, ...]`, recording for `step_`."""
+        """Return the outputs for folded inputs `x [active*B, ...]`, recording for `contract_`."""
         self.tape.active, self.tape.rows = active, len(x)
         self.clear()
         outputs: Tensor = self.module(x)
@@ -169,11 +169,12 @@ class StackedModel:
         named = {"": weights} if isinstance(weights, Tensor) else weights
         for name, w in named.items():
             if w.shape != shape:
-                raise ValueError(f"weights {name!r} of samples are {list(w.shape)}, not {shape}")
+                of = f" for '{name}'" if name else ""
+                raise ValueError(f"weights of samples{of} are {list(w.shape)}, not {list(shape)}")
         if not isinstance(weights, Tensor):
             for name in self.trainable:
                 if name in into and name not in weights:
-                    raise ValueError(f"no weights of samples for parameter '{name}'")
+                    raise ValueError(f"no weights of samples for '{name}'")
 
     def clear(self) -> None:
         """Forget the last forward pass."""
