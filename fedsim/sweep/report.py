@@ -102,6 +102,7 @@ def summary(
             {
                 "axes": setting.axes,
                 "metric": setting.metric or None,
+                "value": _value(setting),
                 "mean": _finite(setting.mean),
                 "std": _finite(setting.deviation),
                 "seeds": len(setting.value_S),
@@ -121,6 +122,7 @@ def summary(
                 "composed_delta": cost.composed_delta,
                 "best_of_epsilon": cost.best_of,
                 "best_of_mean_runs": cost.best_of_runs,
+                "statement": describe(cost),
             }
             for cost in tuning_costs(runs)
         ],
