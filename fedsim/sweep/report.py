@@ -243,7 +243,10 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
             )
         if len(able) > 1 and not meanings:
             picture, words = over_axis(able, f"grid{_letter(len(sections))}")
-            caption = "Mean over seeds; the bands or bars are one standard deviation."
+            caption = (
+                "Mean over seeds; the bands or bars are one standard deviation, short black lines "
+                "single seeds."
+            )
             drawn = page.figure(picture, caption, f"{word(metric)}: {words}")
             sections.append(page.section(f"The grid: {word(metric)}", drawn))
     costs = [page.element("p", describe(cost)) for cost in tuning_costs(runs)]
