@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedsim.errors import BudgetError
 from fedsim.progress import Display
 from fedsim.report import html
 from fedsim.rounds import RoundReport
@@ -23,6 +24,17 @@ def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
 
     Whatever ends it early is logged in the run's folder, and carries a note on how to go on.
     """
+    try:
+        last = run_rounds(run, display, resume=resume)
+    except BudgetError:
+        html.write_report(run.folder.path)
+        raise
+    html.write_report(run.folder.path)
+    return last
+
+
+def run_rounds(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
+    """Do all that `drive` does but the report."""
     last = None
     with _quick_collections(), _logged(run), display as shown:
         try:
@@ -30,7 +42,6 @@ def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
                 shown.show(last, run.simulation.last_round)
         finally:
             run.simulation.close()
-    html.write_report(run.folder.path)
     return last
 
 
@@ -67,6 +78,9 @@ def _logged(run: Run) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, BrokenPipeError) as error:
         error.add_note(f"go on from the latest checkpoint with: {how_to_resume(run)}")
+        raise
+    except BudgetError as error:
+        logger.warning("%s", error)
         raise
     except Exception as error:
         logger.exception("the run ended with an error")

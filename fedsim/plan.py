@@ -76,7 +76,7 @@ def plan(simulation: Simulation) -> CostPlan:
         round_seconds=seconds[1],
         total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
         engine=_engine(simulation),
-        privacy=simulation.estimator.statement(),
+        privacy=str(simulation.protection.planned()),
     )
 
 

@@ -3,6 +3,7 @@
 results/runs/<scenario>/<time>_<hash>/
 config.yaml  overrides.txt  env.json  partition.json  privacy.json     written at the start
 metrics.jsonl   one line per round
+ledger.jsonl    one line per private release; see fedsim.protection.ledger
 checkpoint/     see fedsim.checkpoint; covers all of the above from the start
 log.txt         warnings, rejected replies, tracebacks
 model.safetensors  summary.json  report.html                           written at the end
@@ -34,6 +35,7 @@ from fedsim.checkpoint import Checkpoint
 from fedsim.config import Config
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.files import sha256, write_atomic
+from fedsim.protection.ledger import LEDGER
 from fedsim.records import Params
 from fedsim.rounds import RoundReport
 from fedsim.strategy import State
@@ -47,7 +49,17 @@ SMOKE = "--smoke"
 """The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
 
 _METRICS = ("train", "clients", "central", "diagnostics")
-_PACKAGES = ("flwr", "torch", "opacus", "numpy", "scipy", "networkx", "hydra-core", "omegaconf")
+_PACKAGES = (
+    "flwr",
+    "torch",
+    "opacus",
+    "numpy",
+    "scipy",
+    "networkx",
+    "hydra-core",
+    "omegaconf",
+    "dp-accounting",
+)
 
 
 class RunFolder:
@@ -130,12 +142,16 @@ class RunFolder:
             yield
 
     def write_start(
-        self, *, environment: Mapping[str, Any], partition: Mapping[str, Any], privacy: str
+        self,
+        *,
+        environment: Mapping[str, Any],
+        partition: Mapping[str, Any],
+        privacy: Mapping[str, Any],
     ) -> None:
         """Write what is known before the first round."""
         self._write("env.json", _json(environment))
         self._write("partition.json", _json(partition))
-        self._write("privacy.json", _json({"statement": privacy}))
+        self._write("privacy.json", _json(privacy))
         write_atomic(self.path / METRICS, b"")
 
     def append(self, report: RoundReport) -> None:
@@ -153,9 +169,15 @@ class RunFolder:
                 yield json.loads(line)
 
     def save_checkpoint(
-        self, server_round: int, last_round: int, params: Params, state: State, keep: int
+        self,
+        server_round: int,
+        last_round: int,
+        params: Params,
+        state: State,
+        keep: int,
+        ledger: str,
     ) -> None:
-        """Save the run's state after a round."""
+        """Save the run's state after a round; `ledger` is the chain of the ledger's last line."""
         with (self.path / METRICS).open("rb") as file:
             os.fsync(file.fileno())
         saved = Checkpoint(
@@ -163,7 +185,7 @@ class RunFolder:
             last_round=last_round,
             params=params,
             state=state,
-            covers={**self._covers, METRICS: self._metrics.hexdigest()},
+            covers={**self._covers, METRICS: self._metrics.hexdigest(), LEDGER: ledger},
             metrics_bytes=self._metrics_bytes,
         )
         checkpoint.save(self.path / "checkpoint", saved, keep)

@@ -1,7 +1,9 @@
 """The round loop over any Flower `Grid`. Read this first.
 
     participation picks clients ─▶ strategy.configure_train ─▶ grid (engine) [─▶ attack]
-       ─▶ admission ─▶ strategy.aggregate_train ─▶ evaluation ─▶ checkpoint, metrics, progress
+       ─▶ admission [─▶ privacy] ─▶ strategy.aggregate_train ─▶ evaluation ─▶ checkpoint, metrics
+
+Where a privacy mechanism is at work, a round is written to the ledger before anybody is asked.
 
 Flower's own `Strategy.start` has no resume, no callbacks and no admission; this loop calls the
 same four strategy methods with the same arguments, so any Flower strategy runs in it unchanged.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -25,7 +27,16 @@ from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.attack.base import Tamper
 from fedsim.participation.base import Schedule
-from fedsim.records import EVALUATE, Chunk, Params, is_finite, to_record, to_tensors
+from fedsim.protection.base import Protection
+from fedsim.records import (
+    EVALUATE,
+    Chunk,
+    Instructions,
+    Params,
+    is_finite,
+    to_record,
+    to_tensors,
+)
 from fedsim.strategy import FedsimStrategy
 
 
@@ -43,6 +54,8 @@ class RoundReport:
             and of the central test set; empty where not measured.
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
         diagnostics: What an observer says of the round; empty without one.
+        epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
+        privacy: The same with its delta, unit and relation, in words; never show it without.
         seconds: Wall time of the round.
     """
 
@@ -56,6 +69,8 @@ class RoundReport:
     central: dict[str, float] = field(default_factory=dict)
     per_client: dict[str, list[float]] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
+    epsilon: float | None = None
+    privacy: str = ""
     seconds: float = 0.0
 
 
@@ -109,6 +124,12 @@ class RoundLoop:
         last_round: The run ends after this round.
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
+        protection: The privacy mechanism.
+        frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
+            makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
+            server step magnifies what rounding leaves.
+        charge: Puts what a round will release to (round, clients) on record before it happens, and
+            returns epsilon so far; None where nothing is kept (`fedsim plan`).
     """
 
     strategy: Strategy
@@ -120,12 +141,20 @@ class RoundLoop:
     last_round: int
     tamper: Tamper | None = None
     observer: Observer | None = None
+    protection: Protection = field(default_factory=Protection)
+    charge: Callable[[int, np.ndarray], float | None] | None = None
+    frozen: Collection[str] = ()
 
     def run(self, params: Params, done: int = 0) -> Iterator[tuple[Params, RoundReport]]:
         """Run rounds `done + 1 .. last_round`, yielding the model and a report after each.
 
         A fresh run (`done = 0`) first yields round 0: the evaluation of the initial model.
+
+        Raises:
+            BudgetError: The next round would cross the privacy budget.
         """
+        if self.charge is not None:
+            self.charge(0, np.arange(0))
         if done == 0 and self.evaluation.central is not None:
             started = time.perf_counter()
             scores = self.evaluation.central(params)
@@ -160,9 +189,14 @@ class RoundLoop:
                     central=central,
                     per_client=per_client,
                     diagnostics=diagnostics,
+                    epsilon=self._epsilon,
+                    privacy="" if self._epsilon is None else self.protection.words(self._epsilon),
                     seconds=time.perf_counter() - started,
                 ),
             )
+
+    def __post_init__(self) -> None:
+        self._epsilon: float | None = None
 
     def train(
         self, server_round: int, params: Params, *, score: bool = False
@@ -172,16 +206,28 @@ class RoundLoop:
         If `score`, clients score the model that they receive on their held-out samples, too.
         """
         arrays = self._record(params)
+        sent: Sequence[Message] = []
         with self._participants(server_round, "train") as someone:
-            if not someone:
-                return params, AdmittedReplies.nothing()
-            config = ConfigRecord({EVALUATE: True}) if score else ConfigRecord()
-            sent = self.strategy.configure_train(server_round, arrays, config, self.grid)
+            if someone:
+                told = ConfigRecord(dict(self.protection.told()))
+                if score:
+                    told[EVALUATE] = True
+                asked = self.strategy.configure_train(server_round, arrays, told, self.grid)
+                sent = _sequence(asked)
+        if self.charge is not None:
+            self._epsilon = self.charge(server_round, self._asked(sent))
         replies = self._exchange(sent, params)
         if self.observer is not None:
             self.observer.begin(replies.clients)
             replies.observe = self.observer.see
-        drawn = self._draw(replies)
+        drawn = self._private(server_round, params, replies)
+        if drawn is None:
+            if not someone:
+                return params, replies
+            drawn = self._draw(replies)
+        elif not someone:
+            key = seeds.sequence(self.seed, server_round, seeds.SERVER, "flower-sampling")
+            third_party.show_model(self.strategy, server_round, arrays, self.grid, key)
         with self._failures(server_round, replies):
             new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)
             if new_arrays is None or not len(new_arrays):
@@ -194,17 +240,35 @@ class RoundLoop:
             if not someone:
                 return AdmittedReplies.nothing()
             sent = self.strategy.configure_evaluate(server_round, arrays, ConfigRecord(), self.grid)
-        replies = self._exchange(sent, None)
+        replies = self._exchange(_sequence(sent), None)
         drawn = self._draw(replies)
         with self._failures(server_round, replies):
             self.strategy.aggregate_evaluate(server_round, drawn)
         return replies
 
-    def _exchange(self, sent: Iterable[Message], expected: Params | None) -> AdmittedReplies:
-        sent = sent if isinstance(sent, Sequence) else list(sent)
+    def _asked(self, sent: Sequence[Message]) -> np.ndarray:
+        """Return the client indices that messages are for, sorted."""
+        if isinstance(sent, Instructions):
+            return sent.client_index
+        index = getattr(self.grid, "client_index", None)
+        nodes = [message.metadata.dst_node_id for message in sent]
+        return np.array(sorted(index(n) for n in nodes) if index else range(len(nodes)), np.int64)
+
+    def _private(
+        self, server_round: int, params: Params, replies: AdmittedReplies
+    ) -> Iterable[Message] | None:
+        """Return the one reply that a strategy sees where a mechanism aggregates, or None."""
+        private = self.protection.receive(server_round, params, replies)
+        if private is None or isinstance(self.strategy, FedsimStrategy):
+            return private
+        return list(private)
+
+    def _exchange(self, sent: Sequence[Message], expected: Params | None) -> AdmittedReplies:
         extra: Mapping[str, Tensor] = {}
-        if expected is not None and isinstance(self.strategy, FedsimStrategy):
-            extra = self.strategy.expected_upload
+        if expected is not None:
+            extra = self.protection.sealed_like()
+            if isinstance(self.strategy, FedsimStrategy):
+                extra = {**self.strategy.expected_upload, **extra}
         received = self.grid.send_and_receive(sent, timeout=self.admission.timeout_s)
         if self.tamper is not None and expected is not None:
             received = self.tamper(received, expected)
@@ -245,6 +309,9 @@ class RoundLoop:
                 raise third_party.StrategyError(
                     f"{who} returned no array '{name}' of {list(like.shape)}"
                 )
+            if name in self.frozen:
+                result[name] = like
+                continue
             tensor = new[name] if like.is_floating_point() else new[name].round()
             result[name] = tensor.to(like.device, like.dtype)
             if not is_finite(result[name]):
@@ -254,3 +321,7 @@ class RoundLoop:
                     "stands outliers, e.g. strategy=fedmedian"
                 )
         return result
+
+
+def _sequence(messages: Iterable[Message]) -> Sequence[Message]:
+    return messages if isinstance(messages, Sequence) else list(messages)

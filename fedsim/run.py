@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fedsim import third_party
-from fedsim.errors import ConfigError, ResumeError
+from fedsim.errors import BudgetError, ConfigError, ResumeError
+from fedsim.protection.ledger import LEDGER, Ledger
 from fedsim.records import Params
 from fedsim.results import RunFolder, command_line, environment
 from fedsim.rounds import RoundLoop, RoundReport
 from fedsim.simulation import Simulation
+from fedsim.strategy import State
 
 log = logging.getLogger(__name__)
+
+_MECHANISM = "privacy/"
+"""What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
 
 
 @dataclass(kw_only=True)
@@ -49,24 +55,39 @@ class Run:
             saved = self.folder.load_checkpoint()
             if saved is None:
                 self._plan(self.simulation.last_round)
+                self.ledger.load(None)  # what was released stays so, whatever has been removed
                 yield from self._start()
                 return
             self._plan(max(self.simulation.last_round, saved.last_round))
-            loop = self.simulation.loop
-            third_party.restore(self.simulation.strategy, saved.state)
+            loop = self._loop()
+            mechanism, state = _split(saved.state)
+            third_party.restore(self.simulation.strategy, state)
+            self.simulation.protection.load_state_dict(mechanism)
+            self.ledger.load(saved.covers.get(LEDGER))
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
     def _start(self) -> Iterator[RoundReport]:
         simulation = self.simulation
-        loop = simulation.loop  # everything is built, and checked, before anything is written
+        loop = self._loop()  # everything is built, and checked, before anything is written
         self.folder.write_start(
             environment=environment(simulation.device, simulation.settings.seed, self._command()),
             partition=simulation.describe_partition(),
-            privacy=simulation.estimator.statement(),
+            privacy=simulation.protection.planned().to_json(),
         )
         params = simulation.runtime.initial_params()
         self._save(0, params)  # from here on, what was written is covered
         yield from self._rounds(loop, params, done=0)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What the run has released."""
+        return Ledger(self.folder.path / LEDGER, self.simulation.protection)
+
+    def _loop(self) -> RoundLoop:
+        loop = self.simulation.loop
+        if self.simulation.smoke is None:
+            loop.charge = self.ledger.charge
+        return loop
 
     def _command(self) -> list[str]:
         """Return how the run was started.
@@ -108,26 +129,36 @@ class Run:
             return
         self.folder.reopen()
         every, last = self.simulation.settings.checkpoint.every, done
-        model = params
-        for model, report in loop.run(params, done):
-            for detail in report.details:
-                log.warning("round %d: %s", report.server_round, detail)
-            self.folder.append(report)
-            last = report.server_round
-            stopping = self.stop()
-            # Round 0 was saved before it was evaluated; a resumed run does that again.
-            if last and (last % every == 0 or last == loop.last_round or stopping):
+        model, saved, spent = params, done, None
+        try:
+            for model, report in loop.run(params, done):
+                for detail in report.details:
+                    log.warning("round %d: %s", report.server_round, detail)
+                self.folder.append(report)
+                last = report.server_round
+                stopping = self.stop()
+                # Round 0 was saved before it was evaluated; a resumed run does that again.
+                if last and (last % every == 0 or last == loop.last_round or stopping):
+                    self._save(last, model)
+                    saved = last
+                yield report
+                if stopping:
+                    break
+        except BudgetError as error:  # the model so far is good
+            spent = error
+            if last > saved:
                 self._save(last, model)
-            yield report
-            if stopping:
-                break
+        status = "finished" if last >= loop.last_round else "interrupted"
         summary: dict[str, Any] = {
-            "status": "finished" if last >= loop.last_round else "interrupted",
+            "status": "budget" if spent else status,
             "server_round": last,
             "last_round": loop.last_round,
             "smoke": self.simulation.smoke is not None,
+            "privacy": self.simulation.protection.statement().to_json(),
         }
         self.folder.write_end(model, summary)
+        if spent:
+            raise spent
 
     def _save(self, server_round: int, params: Params) -> None:
         simulation = self.simulation
@@ -135,6 +166,17 @@ class Run:
             server_round,
             simulation.last_round,
             params,
-            third_party.state_of(simulation.strategy),
+            {**third_party.state_of(simulation.strategy), **self._mechanism()},
             simulation.settings.checkpoint.keep,
+            self.ledger.chain,
         )
+
+    def _mechanism(self) -> State:
+        state = self.simulation.protection.state_dict()
+        return {_MECHANISM + name: value for name, value in state.items()}
+
+
+def _split(state: State) -> tuple[State, State]:
+    """Return (the privacy mechanism's state, the strategy's)."""
+    own = {k.removeprefix(_MECHANISM): v for k, v in state.items() if k.startswith(_MECHANISM)}
+    return own, {k: v for k, v in state.items() if not k.startswith(_MECHANISM)}

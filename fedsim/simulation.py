@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim import seeds, third_party
 from fedsim.attack.base import Attackers, AttackPart
-from fedsim.client.gradient import GradientEstimator
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
@@ -37,7 +36,9 @@ from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
 from fedsim.models.structure import layers_of
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
+from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, train_sizes
+from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.records import Params
 from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
@@ -81,6 +82,13 @@ class _FewClients(Schedule):
     def rates(self) -> np.ndarray:
         return self.schedule.rates()
 
+    def sampling(self) -> Sampling:
+        return self.schedule.sampling()
+
+
+Plant = Callable[["Simulation", Protection], Protection]
+"""(the run, its privacy mechanism) -> what takes the mechanism's place."""
+
 
 class Simulation:
     """One run, built from its configuration. Parts are made when they are first asked for.
@@ -89,10 +97,15 @@ class Simulation:
         config: The scenario.
         smoke: Cut it down; see `Smoke`.
         flower_grid: Where Flower has started this run, the grid that leads to its nodes.
+        plant: Returns what takes the place of the privacy mechanism, in an audit of it.
     """
 
     def __init__(
-        self, config: Config, smoke: Smoke | None = None, flower_grid: Grid | None = None
+        self,
+        config: Config,
+        smoke: Smoke | None = None,
+        flower_grid: Grid | None = None,
+        plant: Plant | None = None,
     ) -> None:
         quiet_flower()
         torch.set_num_threads(1)  # one thread per client: results do not depend on the machine
@@ -100,6 +113,7 @@ class Simulation:
         self.settings = config.settings
         self.smoke = smoke
         self.flower_grid = flower_grid
+        self.plant = plant
         self.last_round = 1 if smoke else self.settings.rounds
 
     @cached_property
@@ -151,15 +165,23 @@ class Simulation:
     @cached_property
     def schedule(self) -> Schedule:
         """Who takes part in which round."""
+        hidden, open_labels = self.privacy_part.hides_sizes, self.privacy_part.reads_labels
         population = Population(
             num_clients=self.partition.num_clients,
             seed=self.settings.seed,
-            label_histogram=lambda: self.label_histogram,
+            label_histogram=(lambda: self.label_histogram) if open_labels else self._no_histogram,
         )
         with _about("participation"):
             bound = self._part("participation", ParticipationPart).bind(population)
-        schedule: Schedule = WithSamples(bound, self._train_sizes)
+        schedule: Schedule = bound if hidden else WithSamples(bound, self._train_sizes)
         return self.smoke.schedule(schedule, population.num_clients) if self.smoke else schedule
+
+    def _no_histogram(self) -> np.ndarray:
+        raise ConfigError(
+            "participation: who takes part would depend on the clients' labels, which "
+            f"privacy={self._target('privacy')} does not account for; use participation=bernoulli, "
+            "uniform or full"
+        )
 
     def _train_sizes(self, clients: np.ndarray) -> np.ndarray:
         return train_sizes(self.partition.sizes(clients), self.partition_part.holdout)
@@ -193,9 +215,27 @@ class Simulation:
         return strategy
 
     @cached_property
-    def estimator(self) -> GradientEstimator:
-        """How a batch becomes a gradient: exact, or private."""
-        return self._part("privacy", GradientEstimator)
+    def privacy_part(self) -> PrivacyPart:
+        """The privacy mechanism, as the scenario names it."""
+        return self._part("privacy", PrivacyPart)
+
+    @cached_property
+    def protection(self) -> Protection:
+        """The privacy mechanism of this run."""
+        setting = Setting(
+            seed=self.settings.seed,
+            rounds=self.settings.rounds,
+            num_clients=self.partition.num_clients,
+            schedule=self.schedule,
+            work=self.work,
+            strategy=self.strategy,
+            dataset=self.dataset,
+            deployed=self.engine.deployed,
+            smoke=self.smoke is not None,
+        )
+        with _about("privacy"):
+            bound = self.privacy_part.bind(setting)
+            return self.plant(self, bound) if self.plant else bound
 
     @cached_property
     def work(self) -> LocalSGD:
@@ -231,11 +271,25 @@ class Simulation:
             model=self.model,
             work=self.work,
             half=half,
-            estimator=self.estimator,
+            estimator=self.protection.estimator,
+            protection=self.protection,
+            hides_sizes=self.privacy_part.hides_sizes,
             seed=self.settings.seed,
             recipe=recipe.write(self.config, smoke=self.smoke is not None),
-            train_targets=self.attackers.targets,
+            train_targets=self._targets,
         )
+
+    @property
+    def _targets(self) -> Callable[[int, Tensor], Tensor] | None:
+        """What attackers, then the privacy mechanism, make of the labels that clients train on."""
+        attacked, protection = self.attackers.targets, self.protection
+        if type(protection).targets is Protection.targets:
+            return attacked
+
+        def both(client: int, y: Tensor) -> Tensor:
+            return protection.targets(client, attacked(client, y) if attacked else y)
+
+        return both
 
     @cached_property
     def engine(self) -> EnginePart:
@@ -264,7 +318,7 @@ class Simulation:
                 f"evaluation.clients={rules.clients}: clients have no samples to evaluate on; "
                 "set partition.holdout, e.g. partition.holdout=0.2"
             )
-        for part in ("runtime", "schedule", "topology"):
+        for part in ("runtime", "topology"):
             getattr(self, part)
 
     @cached_property
@@ -287,9 +341,17 @@ class Simulation:
             last_round=self.last_round,
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
+            protection=self.protection,
+            frozen=self.runtime.frozen,
         )
 
     def _observer(self) -> Observer:
+        if self.protection.planned().private:
+            raise ConfigError(
+                "evaluation.decomposition=true: the loss terms are computed from every "
+                f"participant's training data, which privacy={self._target('privacy')} does not "
+                "cover; set evaluation.decomposition=false"
+            )
         if not isinstance(self.grid, LocalGrid):
             engine = self.config.values["engine"]["_target_"]
             raise ConfigError(
@@ -302,12 +364,15 @@ class Simulation:
     def _part(self, group: str, kind: type[P]) -> P:
         part = build_part(self.config, group)
         if not isinstance(part, kind):
-            target = self.config.values[group]["_target_"]
+            target = self._target(group)
             raise ConfigError(
                 f"{group}._target_: {target} is no {kind.__name__}, as the group '{group}' needs; "
                 f"fedsim list {group} shows those that are"
             )
         return part
+
+    def _target(self, group: str) -> str:
+        return str(self.config.values[group]["_target_"])
 
     @property
     def _evaluating(self) -> EvaluateWhom:

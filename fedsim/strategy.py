@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -85,6 +85,9 @@ class FedsimStrategy(Strategy, abc.ABC):
     """Base of our strategies; sub-classes are `@dataclass(kw_only=True)`, fields = YAML keys."""
 
     federation: Federation | None = None
+    of_mean_only: ClassVar[bool] = False
+    """Whether `aggregate` depends on nothing but the weighted mean of the updates. A mechanism that
+    protects whole clients hands such a strategy one reply, the noisy mean."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -169,7 +172,7 @@ class FedsimStrategy(Strategy, abc.ABC):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Admit the replies, aggregate them, and average their metrics."""
         admitted = replies
-        if not isinstance(admitted, AdmittedReplies):
+        if not isinstance(admitted, Replies):
             admitted = Admission().admit(
                 self._sent, replies, self._round.params, self.expected_upload
             )
@@ -316,6 +319,6 @@ def _connected(grid: Grid, known: list[int], minimum: int) -> set[int]:
     return here
 
 
-def _metric_record(replies: AdmittedReplies) -> MetricRecord | None:
-    means = replies.mean_metrics()
+def _metric_record(replies: Replies) -> MetricRecord | None:
+    means = replies.mean_metrics() if isinstance(replies, AdmittedReplies) else {}
     return MetricRecord(dict(means)) if means else None

@@ -31,6 +31,8 @@ class FedAvg(FedsimStrategy):
         server_lr: η.
     """
 
+    of_mean_only = True
+
     weighting: Literal["examples", "uniform"] = "examples"
     server_lr: Annotated[float, Range(gt=0)] = 1.0
 

@@ -32,6 +32,8 @@ class FedProx(FedsimStrategy):
         server_lr: η.
     """
 
+    of_mean_only = True
+
     mu: Annotated[float, Range(ge=0)] = 0.1
     weighting: Literal["examples", "uniform"] = "examples"
     server_lr: Annotated[float, Range(gt=0)] = 1.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,8 +16,8 @@ from fedsim.records import (
     ARRAYS,
     CLIENT_ARRAYS,
     CONFIG,
-    EVALUATE,
     Params,
+    Scalar,
     reply_content,
     to_tensors,
 )
@@ -54,7 +55,7 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             params=_params(runtime, message),
             client_arrays=_client_arrays(runtime, message),
-            received=bool(config.get(EVALUATE)),
+            told=cast(Mapping[str, Scalar], config),
         )
         content = reply_content(result.params, result.metrics, result.upload, zero_copy=zero_copy)
         return Message(content, reply_to=message)

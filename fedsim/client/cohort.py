@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -14,9 +14,9 @@ from fedsim.client.half import Batch
 from fedsim.client.objective import sample_scores
 from fedsim.client.plan import Plan, make_plan
 from fedsim.client.runtime import ClientRuntime
-from fedsim.client.sequential import TRAIN_LOSS, first_batch
+from fedsim.client.sequential import NOTHING, TRAIN_LOSS, first_batch
 from fedsim.client.steps import StepFactory, length_groups
-from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf
+from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf, Scalar
 
 StackedModels = Callable[[Params, Tensor], Tensor]
 """(weights `[K, ...]`, inputs `[K, B, ...]`) -> outputs `[K, B, ...]`, in evaluation mode."""
@@ -49,10 +49,12 @@ class CohortTrainer:
         server_round: int,
         params: Params,
         client_arrays: Params | PayloadOf,
+        told: Mapping[str, Scalar] = NOTHING,
     ) -> Chunk:
         """Train `clients` from `params`; `client_arrays[name]` is `[K, ...]` in their order.
 
-        Or it is a function that returns those of some clients.
+        Or it is a function that returns those of some clients. `told` is the configuration that
+        came with the model.
 
         The chunk's arrays are valid until the next call.
         """
@@ -64,7 +66,8 @@ class CohortTrainer:
             weights=self._copies(params, len(clients)),
             start=params,
             client_arrays=self._own(client_arrays, plan),
-            steps_K=torch.from_numpy((plan.lengths > 0).sum(0)).to(device, self._precision),
+            clients=plan.clients,
+            steps_K=torch.from_numpy(plan.steps).to(device, self._precision),
             server_round=server_round,
         )
         gradient: Params = {}
@@ -75,21 +78,30 @@ class CohortTrainer:
         rows_SKB = torch.from_numpy(plan.rows).to(device)
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
         for s, lengths in enumerate(plan.lengths):
-            active, width = int((lengths > 0).sum()), int(lengths.max())
+            active, width = int((plan.steps > s).sum()), max(1, int(lengths.max()))
             index = rows_SKB[s, :active, :width]
             counts = torch.from_numpy(lengths[:active]).to(device)
             step.step = s
             losses = step.run(plan.x[index], plan.y[index], lengths[:active], dropout[:active])
             loss_K[:active] += losses * counts
         seen = np.maximum(plan.lengths.sum(0), 1)
+        protection, public = self.runtime.protection, self.runtime.protection.public_examples
+        metrics = {
+            NUM_EXAMPLES: plan.num_examples.astype(np.float64),
+            TRAIN_LOSS: loss_K.cpu().numpy() / seen,
+        }
+        if public is not None:
+            metrics = {NUM_EXAMPLES: np.full(len(clients), public)}
+        upload = step.upload()
+        if protection.seals:
+            who, samples = plan.clients, plan.num_examples
+            with torch.no_grad():
+                upload |= protection.seal_(step.weights, params, who, server_round, samples, told)
         return Chunk(
             client_index=plan.clients,
             arrays=step.weights,
-            client_arrays=step.upload(),
-            metrics={
-                NUM_EXAMPLES: plan.num_examples.astype(np.float64),
-                TRAIN_LOSS: loss_K.cpu().numpy() / seen,
-            },
+            client_arrays=upload,
+            metrics=metrics,
         )
 
     def _full_gradients(

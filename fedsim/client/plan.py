@@ -22,7 +22,9 @@ class Plan:
         clients: Client indices, `[K]`.
         x, y: The pool of samples, `[M, ...]`.
         rows: Pool rows of each batch, padded with the batch's first row, `[S, K, B]`.
-        lengths: True batch lengths, `[S, K]`; 0 where the client has finished.
+        lengths: True batch lengths, `[S, K]`; 0 where the client has finished, or where a Poisson
+            batch is empty.
+        steps: How many steps each client takes, `[K]`.
         num_examples: Training samples of each client, `[K]`.
     """
 
@@ -32,6 +34,7 @@ class Plan:
     y: Tensor
     rows: np.ndarray
     lengths: np.ndarray
+    steps: np.ndarray
     num_examples: np.ndarray
 
 
@@ -46,19 +49,20 @@ def make_plan(
     batches = [
         runtime.work.sweep(len(rows))
         if sweep
-        else runtime.work.batches(runtime.seed, server_round, int(client), len(rows))
+        else runtime.batches(server_round, int(client), len(rows))
         for client, rows in zip(clients, pool.rows, strict=True)
     ]
     order = np.argsort([-len(b) for b in batches], kind="stable")
     steps = max((len(b) for b in batches), default=0)
-    width = max((len(p) for b in batches for p in b), default=1)
+    width = max(1, max((len(p) for b in batches for p in b), default=1))
     rows_SKB = np.zeros((steps, len(clients), width), np.int64)
     lengths_SK = np.zeros((steps, len(clients)), np.int64)
     for column, k in enumerate(order):
         own = pool.rows[k]
         for step, positions in enumerate(batches[k]):
             rows_SKB[step, column, : len(positions)] = own[positions]
-            rows_SKB[step, column, len(positions) :] = own[positions[0]]
+            if len(positions):  # an empty batch is padded with whatever comes first in the pool
+                rows_SKB[step, column, len(positions) :] = own[positions[0]]
             lengths_SK[step, column] = len(positions)
     return Plan(
         order=order,
@@ -67,5 +71,6 @@ def make_plan(
         y=pool.y,
         rows=rows_SKB,
         lengths=lengths_SK,
+        steps=np.array([len(batches[k]) for k in order], np.int64),
         num_examples=np.array([len(pool.rows[k]) for k in order], np.int64),
     )

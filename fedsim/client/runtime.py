@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models.dropout import KeyedDropout
 from fedsim.partition.base import Partition, train_sizes
+from fedsim.protection.base import Protection
 from fedsim.records import Params
 
 
@@ -34,9 +36,13 @@ class ClientRuntime:
         model: The module that gives the architecture; its own weights are never read after set-up.
         work, half, estimator: What a client does; see their classes.
         seed: The scenario's.
+        protection: The privacy mechanism, whose `estimator` that above is.
+        hides_sizes: Whether how many samples a client holds is private.
         recipe: What rebuilds this runtime in another process (`fedsim.engines.recipe`); empty where
             it was put together by hand.
-        train_targets: (client, its targets) -> those it trains on, where an attack changes them.
+        train_targets: (client, its targets) -> those it trains on, where an attack or a privacy
+            mechanism changes them.
+        trainable, frozen: Names of the model's parameters that clients train, and of the others.
     """
 
     dataset: Dataset
@@ -47,9 +53,12 @@ class ClientRuntime:
     half: ClientHalf
     estimator: GradientEstimator
     seed: int
+    protection: Protection = field(default_factory=Protection)
     recipe: str = ""
     train_targets: Callable[[int, Tensor], Tensor] | None = None
+    hides_sizes: bool = False
     trainable: tuple[str, ...] = field(init=False)
+    frozen: frozenset[str] = field(init=False)
     dtypes: dict[str, torch.dtype] = field(init=False)
     drops: bool = field(init=False)
 
@@ -57,6 +66,8 @@ class ClientRuntime:
         self.trainable = tuple(
             name for name, parameter in self.model.named_parameters() if parameter.requires_grad
         )
+        named = dict(self.model.named_parameters())
+        self.frozen = frozenset(named) - frozenset(self.trainable)
         self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
         modules = self.model.modules()
         self.drops = any(isinstance(m, KeyedDropout) and m.p > 0 for m in modules)
@@ -72,6 +83,7 @@ class ClientRuntime:
                 f"samples beside its local steps, which {private} does not account for; "
                 "use privacy=none, or (SCAFFOLD) strategy.option=II"
             )
+        self.protection.check(self)
 
     def initial_params(self) -> Params:
         """Return the model's unique parameters and persistent buffers, detached copies.
@@ -133,6 +145,10 @@ class ClientRuntime:
             return []
         return [seeds.torch_rng(self.seed, server_round, client, "dropout") for client in clients]
 
+    def batches(self, server_round: int, client: int, n: int) -> list[np.ndarray]:
+        """Return the batches of one client's round: positions in [0, n), one array a step."""
+        return self.estimator.batches(self.work, self.seed, server_round, client, n)
+
     def samples(self, client: int, *, held_out: bool = False) -> np.ndarray:
         """Return a client's train-set indices for training, or for its own evaluation.
 
@@ -146,9 +162,18 @@ class ClientRuntime:
         """Return positions in [0, n) of a client's training, or held-out, samples."""
         if not self.holdout:
             return np.arange(0 if held_out else n)
+        if self.hides_sizes:  # one sample more or less must not move the others
+            out = self._coins[self.partition.indices(client)] < self.holdout
+            return np.flatnonzero(out if held_out else ~out)
         order = seeds.rng(self.seed, 0, client, "holdout").permutation(n)
         kept = int(train_sizes(np.array(n), self.holdout))
         return np.sort(order[kept:] if held_out else order[:kept])
+
+    @cached_property
+    def _coins(self) -> np.ndarray:
+        """A uniform draw for each sample of the train set, `[N]`."""
+        coins = seeds.rng(self.seed, 0, seeds.SERVER, "holdout")
+        return coins.random(len(self.dataset.train_y))
 
     def pool(self, clients: Sequence[int], *, held_out: bool = False) -> Pool:
         """Return the samples of some clients, ready to be gathered by index.
@@ -168,6 +193,8 @@ class ClientRuntime:
             ys.append(y if relabel is None else relabel(client, y))
             rows.append(start + self.positions(client, len(indices), held_out=held_out))
             start += len(indices)
+        if not start:  # padding points at a sample, and there is none
+            return Pool(x=self.dataset.train_x[:1], y=self.dataset.train_y[:1], rows=rows)
         return Pool(x=torch.cat(xs), y=torch.cat(ys), rows=rows)
 
     def context(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.client.half import Batch
+from fedsim.client.half import Batch, ClientContext
 from fedsim.client.objective import mean_scores, sample_scores, score_names
 from fedsim.client.runtime import ClientRuntime, Pool
 from fedsim.models.dropout import install
-from fedsim.records import NUM_EXAMPLES, RECEIVED, Params
+from fedsim.records import EVALUATE, NUM_EXAMPLES, RECEIVED, Params, Scalar
+
+NOTHING: Mapping[str, Scalar] = MappingProxyType({})
 
 TRAIN_LOSS = "train-loss"
 """Mean of the batch losses over a round's local steps, each weighed by its number of samples."""
@@ -34,14 +38,15 @@ def train_client(
     server_round: int,
     params: Params,
     client_arrays: Params,
-    received: bool = False,
+    told: Mapping[str, Scalar] = NOTHING,
 ) -> LocalResult:
     """Run one client's local steps from `params`, which is not modified.
 
-    If `received`, it scores the model as it received it first, on its held-out samples.
+    `told` is the configuration that came with the model. If it says so, the client scores the model
+    as it received it first, on its held-out samples.
     """
     scores: dict[str, float] = {}
-    if received:
+    if told.get(EVALUATE):
         scores = received_scores(
             runtime,
             client=client,
@@ -51,7 +56,7 @@ def train_client(
         )
     pool = runtime.pool([client])
     rows = pool.rows[0]
-    batches = runtime.work.batches(runtime.seed, server_round, client, len(rows))
+    batches = runtime.batches(server_round, client, len(rows))
     half = runtime.half
     context = runtime.context(
         params=params,
@@ -63,27 +68,23 @@ def train_client(
         began = half.begin(params, context)
     local = {name: began[name].clone() for name in params}
     trained = {name: local[name] for name in runtime.trainable}
-    rest = {name: local[name] for name in local if name not in trained}
     dropout = runtime.dropout(server_round, [client])
-
-    def loss(leaves: Params, batch: Batch) -> Tensor:
-        return half.loss({**rest, **leaves}, batch, context)
-
-    if runtime.half.full_gradient:
-        context = replace(context, gradient=_full_gradient(runtime, loss, trained, pool))
+    if half.full_gradient:
+        context = replace(context, gradient=_full_gradient(runtime, local, context, pool))
+    gradient = runtime.estimator.begin(runtime, server_round=server_round, client=client)
     runtime.model.train()
     velocity: Params = {}
     total, seen = 0.0, 0
     for step, positions in enumerate(batches):
         x, y = pool.take(rows[positions])
         context = replace(context, step=step)
-        if dropout:
-            install(runtime.model, dropout, [len(y)])
         if half.overrides("gradient"):
+            if dropout:
+                install(runtime.model, dropout, [len(y)])
             grads, value, arrays = half.gradient(local, Batch(x=x, y=y), context)
             context = replace(context, arrays=arrays)
         else:
-            grads, value = runtime.estimator.estimate(loss, trained, Batch(x=x, y=y))
+            grads, value = gradient(local, Batch(x=x, y=y), context, dropout)
         with torch.no_grad():
             grads = half.correct(grads, trained, context)
             frozen = half.frozen(context)
@@ -92,15 +93,21 @@ def train_client(
         total, seen = total + float(value) * len(y), seen + len(y)
     with torch.no_grad():
         upload = half.upload(local, context)
+    protection, public = runtime.protection, runtime.protection.public_examples
+    if protection.seals:
+        stacked = {name: tensor.unsqueeze(0) for name, tensor in local.items()}
+        who, samples = np.array([client]), np.array([len(rows)])
+        with torch.no_grad():
+            sealed = protection.seal_(stacked, params, who, server_round, samples, told)
+        upload |= {name: row[0] for name, row in sealed.items()}
     metrics = {NUM_EXAMPLES: float(len(rows)), TRAIN_LOSS: total / max(seen, 1)}
+    if public is not None:
+        metrics = {NUM_EXAMPLES: public}
     return LocalResult(local, upload, {**metrics, **scores})
 
 
 def _full_gradient(
-    runtime: ClientRuntime,
-    loss: Callable[[Params, Batch], Tensor],
-    trained: Params,
-    pool: Pool,
+    runtime: ClientRuntime, params: Params, context: ClientContext, pool: Pool
 ) -> Params:
     """Return the gradient of the mean loss over all of a client's samples, as for evaluation.
 
@@ -108,10 +115,10 @@ def _full_gradient(
     """
     runtime.model.eval()
     rows = pool.rows[0]
-    total = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+    total = {name: torch.zeros_like(params[name]) for name in runtime.trainable}
     for positions in runtime.work.sweep(len(rows)):
         x, y = pool.take(rows[positions])
-        grads, _ = runtime.estimator.estimate(loss, trained, Batch(x=x, y=y))
+        grads, _ = runtime.half.loss_gradient(params, Batch(x=x, y=y), context)
         for name, grad in grads.items():
             total[name].add_(grad, alpha=len(y) / len(rows))
     return total
@@ -167,7 +174,7 @@ def first_batch(runtime: ClientRuntime, client: int, server_round: int) -> Batch
     """Return the batch of training samples that a client would begin a round with."""
     pool = runtime.pool([client])
     rows = pool.rows[0]
-    batches = runtime.work.batches(runtime.seed, server_round, client, len(rows))
+    batches = runtime.batches(server_round, client, len(rows))
     x, y = pool.take(rows[batches[0]])
     return Batch(x=x, y=y)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client.differentiate import functional_gradient
-from fedsim.client.half import Batch, ClientContext, Shift
+from fedsim.client.half import Batch, ClientContext, ClientHalf, Shift
 from fedsim.client.objective import sample_losses
 from fedsim.client.runtime import ClientRuntime
 from fedsim.layers.model import StackedModel
@@ -29,7 +29,8 @@ class CohortStep(abc.ABC):
         weights: name -> `[K, ...]`, updated in place.
         start: The model as the clients received it.
         client_arrays: name -> `[K, ...]`; updated in place where the half does so.
-        steps_K: How many steps each client takes.
+        clients: Which, `[K]`.
+        steps_K: How many steps each takes.
         server_round: 1, 2, ...
         gradient: Each client's gradient over all of its samples, where the half asks for it.
 
@@ -44,11 +45,13 @@ class CohortStep(abc.ABC):
         weights: Params,
         start: Params,
         client_arrays: Params,
+        clients: np.ndarray,
         steps_K: Tensor,
         server_round: int,
         gradient: Params,
     ) -> None:
         self.runtime = runtime
+        self.clients = clients
         self.weights = weights
         self.start, self.client_arrays, self.steps_K = start, client_arrays, steps_K
         self.server_round, self.gradient = server_round, gradient
@@ -277,6 +280,121 @@ class RuleStep(CohortStep):
                 w.mul_(1 - lr * decay)
             if name in shift.offset:
                 w.sub_(shift.offset[name][: len(w)], alpha=lr)
+
+
+class PrivateStep(RuleStep):
+    """Per-sample gradients made private on the layer rules, by book-keeping (Bu et al. 2023).
+
+    One backward for the gradients of layer outputs; from these the norm of each sample's gradient;
+    then one contraction in which each sample has its own weight. No per-sample gradient is kept,
+    save where a layer's rule finds that cheaper.
+    """
+
+    def __init__(self, stacked: StackedModel, runtime: ClientRuntime, **state: object) -> None:
+        super().__init__(stacked, runtime, **state)
+        like = {name: self.start[name] for name in runtime.trainable}
+        privatiser = runtime.estimator.privatiser(like, self.clients, self.server_round)
+        if privatiser is None:
+            raise NotImplementedError(f"{type(runtime.estimator).__name__} has no stacked form")
+        self.privatiser = privatiser
+        self.direct = not (self.corrects or self.shift or runtime.work.momentum)
+        if not self.direct and not self.grads:
+            self.grads = {name: torch.empty_like(w) for name, w in self.trained.items()}
+
+    def run(
+        self, x: Tensor, y: Tensor, lengths: np.ndarray, dropout: list[torch.Generator]
+    ) -> Tensor:
+        active, width = y.shape[:2]
+        if dropout:
+            install(self.stacked.module, dropout, lengths.tolist())
+        counts_A = torch.from_numpy(lengths).to(y.device)
+        true_AB = torch.arange(width, device=y.device) < counts_A.unsqueeze(1)
+        noise_AP = self.privatiser.noise(active)
+        losses_AB = torch.where(true_AB, self._sample_losses(x, y), 0)
+        output_grads = self.stacked.backward(losses_AB.sum())
+        with torch.no_grad():
+            square_norms = self.stacked.square_norms(output_grads)
+            output_grads = self._finite(output_grads, square_norms)
+            weights = self.privatiser.weights(square_norms, true_AB)
+            self._private_update(output_grads, weights, noise_AP, active)
+        return losses_AB.detach().sum(1) / counts_A.clamp(min=1)
+
+    def _sample_losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample, as if it were alone in its batch, `[A, B]`."""
+        active, half = len(y), self.runtime.half
+        outputs = self.stacked.forward(x.flatten(0, 1), active)
+        if not half.overrides("criterion"):
+            losses = sample_losses(self.runtime.dataset.task, outputs, y.flatten(0, 1))
+            return losses.view(y.shape[:2])
+        outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
+
+        def client(z_B: Tensor, x_B: Tensor, y_B: Tensor, arrays: Params, steps: Tensor) -> Tensor:
+            context = self.context(arrays, steps)
+            return per_sample(half, z_B, Batch(x=x_B, y=y_B), context)
+
+        losses_AB: Tensor = torch.vmap(client)(outputs_AB, x, y, *self.own(slice(active)))
+        return losses_AB
+
+    def _finite(
+        self, output_grads: list[Tensor | None], square_norms: Params
+    ) -> list[Tensor | None]:
+        """Leave out samples whose gradient is not finite, which no weight of 0 would do."""
+        good_AB = torch.isfinite(torch.stack(list(square_norms.values()))).all(0)
+        if bool(good_AB.all()):
+            return output_grads
+        for square_AB in square_norms.values():
+            square_AB.masked_fill_(~good_AB, 0)
+        return self.stacked.without(output_grads, good_AB.flatten())
+
+    def _private_update(
+        self,
+        output_grads: list[Tensor | None],
+        weights_AB: Tensor | Params,
+        noise_AP: Tensor,
+        active: int,
+    ) -> None:
+        denominator = self.privatiser.denominator
+        noise = _split_rows(noise_AP, self.trained)
+        rows = {name: w[:active] for name, w in self.trained.items()}
+        if self.direct:  # straight into the weights: no buffer, no further pass
+            alpha = -self.lr / denominator
+            if self.runtime.work.weight_decay:
+                decay = 1 - self.lr * self.runtime.work.weight_decay
+                torch._foreach_mul_(list(rows.values()), decay)
+            self.stacked.contract_(rows, output_grads, alpha, weights_AB)
+            torch._foreach_add_(list(rows.values()), list(noise.values()), alpha=alpha)
+            return
+        grads = {name: buffer[:active] for name, buffer in self.grads.items()}
+        for name, buffer in grads.items():
+            buffer.copy_(noise[name])
+        self.stacked.contract_(grads, output_grads, 1.0, weights_AB)
+        torch._foreach_div_(list(grads.values()), denominator)
+        self.correct_and_step(grads, active)
+
+
+def per_sample(half: ClientHalf, outputs_B: Tensor, batch: Batch, context: ClientContext) -> Tensor:
+    """Return a half's criterion of each sample, as if it were alone in its batch, `[B]`.
+
+    So no normaliser of a batch ties samples together, whatever the criterion does.
+    """
+
+    def one(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        alone = Batch(x=x.unsqueeze(0), y=y.unsqueeze(0))
+        return half.criterion(z.unsqueeze(0), alone, context)
+
+    losses: Tensor = torch.vmap(one)(outputs_B, batch.x, batch.y)
+    return losses
+
+
+def _split_rows(flat_AP: Tensor, like: Params) -> Params:
+    """Return the columns of all tensors laid end to end as tensors, name -> `[A, ...]`."""
+    shapes = {name: tensor.shape[1:] for name, tensor in like.items()}
+    sizes = [shape.numel() for shape in shapes.values()]
+    parts = torch.split(flat_AP, sizes, dim=1)
+    return {
+        name: part.reshape(len(flat_AP), *shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
 class VmapStep(CohortStep):

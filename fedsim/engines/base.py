@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import traceback
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -17,6 +18,9 @@ from fedsim.parts import Part
 
 class EnginePart(Part, abc.ABC):
     """An engine, as the `engine` group of a scenario names it."""
+
+    deployed: ClassVar[bool] = False
+    """Whether clients are devices of their own, whose privacy is not a simulation's."""
 
     @abc.abstractmethod
     def grid(self, runtime: ClientRuntime, flower_grid: Grid | None = None) -> IndexedGrid:

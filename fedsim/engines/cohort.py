@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedsim.client.app import make_client_app
 from fedsim.client.cohort import CohortTrainer, evaluate_clients, evaluate_personal
 from fedsim.client.runtime import ClientRuntime
-from fedsim.client.steps import RuleStep, VmapStep
+from fedsim.client.steps import PrivateStep, RuleStep, VmapStep
 from fedsim.engines.base import EnginePart
 from fedsim.engines.flwr_compat import FIRST_NODE_ID, client_error
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
@@ -75,6 +75,8 @@ class CohortGrid(InProcessGrid):
     ) -> None:
         super().__init__(make_client_app(lambda _: runtime, zero_copy=True), runtime)
         self.trainer, self.plan, self.why = choose_trainer(runtime, plan)
+        if self.trainer is None:
+            runtime.estimator.check_alone(runtime)
         self.chunk = chunk or (default_chunk(runtime) if self.trainer is not None else 1)
         if self.why:
             log.warning("cohort engine runs '%s': %s", self.plan, self.why)
@@ -95,7 +97,7 @@ class CohortGrid(InProcessGrid):
                 group.server_round,
                 params,
                 group.client_arrays(part),
-                received=bool(group.config.get(EVALUATE)),
+                group.config,
             )
 
     def answer(
@@ -105,8 +107,7 @@ class CohortGrid(InProcessGrid):
         server_round: int,
         params: Params,
         own: Params | PayloadOf,
-        *,
-        received: bool,
+        told: Mapping[str, Scalar],
     ) -> Chunk:
         """Return the replies of some clients to one kind of message, all at once.
 
@@ -116,16 +117,17 @@ class CohortGrid(InProcessGrid):
             server_round: 1, 2, ...
             params: The model that they are sent.
             own: What each is sent besides, `[K, ...]`, or the function that says.
-            received: Whether those who train score the model as they receive it, too.
+            told: What all are told besides; among it, whether those who train score the model as
+                they receive it, too.
         """
         if self.trainer is None:
             raise RuntimeError(f"the plan '{self.plan}' has no chunks")
         if message_type == "evaluate":
             return self._scores(self.trainer, clients, server_round, params, own)
-        if not received:
-            return self.trainer.train(clients, server_round, params, own)
+        if not told.get(EVALUATE):
+            return self.trainer.train(clients, server_round, params, own, told)
         scored = self._scores(self.trainer, clients, server_round, params, own)
-        chunk = self.trainer.train(clients, server_round, params, own)
+        chunk = self.trainer.train(clients, server_round, params, own, told)
         order = np.argsort(clients)[np.searchsorted(np.sort(clients), chunk.client_index)]
         columns = {RECEIVED + name: column[order] for name, column in scored.metrics.items()}
         return replace(chunk, metrics={**chunk.metrics, **columns})
@@ -228,14 +230,14 @@ def choose_trainer(
     """Return (trainer, the plan it follows, why not a faster one); no trainer for `sequential`."""
     if plan == "sequential":
         return None, "sequential", ""
-    if not runtime.estimator.plain:
-        return None, "sequential", f"{type(runtime.estimator).__name__} has no stacked form"
     why = ""
     if plan in ("auto", "rules"):
         try:
             return _rules_trainer(runtime), "rules", ""
         except NoRuleError as reason:
             why = str(reason)
+    if not runtime.estimator.plain:
+        return None, "sequential", why or "per-sample gradients are not made by torch.func"
     try:
         return _vmap_trainer(runtime), "vmap", why
     except (RuntimeError, NotImplementedError, ValueError) as error:
@@ -247,6 +249,12 @@ def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
     for level, what in WITHOUT_RULES.items():
         if runtime.half.overrides(level):
             raise NoRuleError(f"{type(runtime.half).__name__} replaces the whole {what}")
+    step: type[RuleStep] = RuleStep
+    if not runtime.estimator.plain:
+        like = {n: t for n, t in runtime.initial_params().items() if n in runtime.trainable}
+        if runtime.estimator.privatiser(like, np.arange(1), 0) is None:
+            raise NoRuleError(f"{type(runtime.estimator).__name__} has no stacked form")
+        step = PrivateStep
     stacked = StackedModel(runtime.model)
     probe_independence(stacked, runtime.initial_params(), runtime.dataset.train_x[:2])
 
@@ -256,7 +264,7 @@ def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
         outputs = stacked.forward(x.flatten(0, 1), len(x))
         return outputs.view(*x.shape[:2], *outputs.shape[1:])
 
-    return CohortTrainer(runtime, partial(RuleStep, stacked), models)
+    return CohortTrainer(runtime, partial(step, stacked), models)
 
 
 def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:

@@ -24,6 +24,8 @@ class Deployment(EnginePart):
         connect_s: Seconds to wait for them.
     """
 
+    deployed = True
+
     min_clients: Annotated[int, Range(ge=1)] | None = None
     connect_s: Annotated[float, Range(gt=0)] = 300.0
 

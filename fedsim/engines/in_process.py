@@ -28,6 +28,7 @@ class InProcess(EnginePart):
     wire_check: bool = False
 
     def grid(self, runtime: ClientRuntime, flower_grid: Grid | None = None) -> InProcessGrid:
+        runtime.estimator.check_alone(runtime)
         app = make_client_app(lambda _: runtime, zero_copy=not self.wire_check)
         return InProcessGrid(app, runtime, zero_copy=not self.wire_check)
 

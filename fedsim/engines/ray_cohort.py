@@ -39,12 +39,12 @@ from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.parts import Range
 from fedsim.records import (
-    EVALUATE,
     NUM_EXAMPLES,
     WIRE_CHUNK,
     Chunk,
     Instructions,
     Params,
+    Scalar,
     stack_replies,
     to_tensors,
 )
@@ -120,7 +120,7 @@ class Ask:
     server_round: int
     clients: np.ndarray
     client_arrays: Arrays
-    received: bool
+    told: Mapping[str, Scalar]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +171,7 @@ class Worker:
         grid = self._grid
         if grid.trainer is None:
             return _one_by_one(grid.runtime, ask, params, own)
-        return grid.answer(
-            ask.message_type, ask.clients, ask.server_round, params, own, received=ask.received
-        )
+        return grid.answer(ask.message_type, ask.clients, ask.server_round, params, own, ask.told)
 
 
 def _one_by_one(runtime: ClientRuntime, ask: Ask, params: Params, own: Params) -> Chunk:
@@ -193,7 +191,7 @@ def _one_by_one(runtime: ClientRuntime, ask: Ask, params: Params, own: Params) -
                 if scores[NUM_EXAMPLES]:  # others have nothing to say
                     good.append((client, {}, {}, scores))
                 continue
-            result = train_client(runtime, **given, received=ask.received)
+            result = train_client(runtime, **given, told=ask.told)
         except Exception as error:  # data, as on every engine
             errors[client] = reason(error)
         else:
@@ -346,7 +344,7 @@ class RayCohortGrid(InProcessGrid):
                 server_round=group.server_round,
                 clients=clients,
                 client_arrays=_arrays(own(clients) if callable(own) else own),
-                received=bool(group.config.get(EVALUATE)),
+                told=group.config,
             )
             waiting.append((ask.clients, self.team.submit(ask, model)))
         while waiting:

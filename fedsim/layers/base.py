@@ -6,6 +6,7 @@ Shapes: K clients, B samples each, folded `[K*B, ...]`; stacked weights `[K, ...
 from __future__ import annotations
 
 import abc
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fedsim.records import Params
+
+Kept = dict[str, Tensor]
+"""Parameter of a layer -> each sample's own gradient of it, folded `[K*B, ...]`."""
+
+KEPT_BYTES = 128 << 20
+"""Above this, a layer's per-sample gradients are not kept but summed up anew."""
+
+BLOCK_BYTES = 4 << 20
+"""About how much scratch memory a rule takes for the norms of one block of samples."""
 
 
 @dataclass
@@ -22,6 +32,7 @@ class Tape:
     Attributes:
         weights: name -> `[K, ...]`, updated in place by the engine.
         active: How many clients (the first rows) the current forward runs.
+        rows: How many samples those have together, K*B.
         records: What the last forward recorded, in order of execution. An output is kept as its
             place in the graph, not as a tensor: user code may write into the tensor afterwards
             (`nn.ReLU(inplace=True)`, `y += x`), which would make it another quantity.
@@ -29,6 +40,7 @@ class Tape:
 
     weights: Params = field(default_factory=dict)
     active: int = 0
+    rows: int = 0
     records: list[tuple[StackedLayer, Tensor, GradientEdge]] = field(default_factory=list)
 
 
@@ -44,6 +56,7 @@ class StackedLayer(nn.Module, abc.ABC):
     def __init__(self, layer: nn.Module, names: dict[str, str], tape: Tape) -> None:
         super().__init__()
         self.names = names
+        self.trained = tuple(n for n, p in layer.named_parameters(recurse=False) if p.requires_grad)
         self.tape = tape
         self.configure(layer)
 
@@ -60,16 +73,87 @@ class StackedLayer(nn.Module, abc.ABC):
         """Return the outputs for folded inputs `a [K*B, ...]`."""
 
     @abc.abstractmethod
-    def contract_(self, into: Params, a: Tensor, g: Tensor, alpha: float) -> None:
-        """Add `alpha · Σ_b (weight gradient of sample b)` per client, in place.
+    def instantiate(self, parameter: str, a: Tensor, g: Tensor) -> Tensor:
+        """Return each sample's own gradient of one parameter, `[N, ...]`.
 
         Args:
-            into: name in the model -> `[K, ...]` (the weights themselves, or a buffer).
-            a: The recorded input, folded.
-            g: The gradient of the loss with respect to the output, folded. A sample's weight in
-                the sum (mean over a ragged batch, a clipping factor) is already multiplied in.
-            alpha: E.g. −lr to take a plain SGD step.
+            parameter: Of the layer, e.g. `"weight"`.
+            a: Recorded inputs of any N samples.
+            g: The gradient of each sample's loss with respect to its output.
         """
+
+    def square_norm(self, parameter: str, a: Tensor, g: Tensor, kept: Kept) -> Tensor:
+        """Return the squared L2 norm of each sample's gradient of one parameter, `[N]`.
+
+        A rule overrides this where the norm is cheaper than the gradient. Per-sample gradients that
+        were made on the way may be put into `kept`.
+        """
+        size = self.tape.weights[self.names[parameter]][0].nbytes
+        if may_keep(len(g) * size):
+            kept[parameter] = self.instantiate(parameter, a, g)
+            return square_sum(kept[parameter])
+        blocks = row_blocks(len(g), size)
+        return torch.cat([square_sum(self.instantiate(parameter, a[s], g[s])) for s in blocks])
+
+    def add_(self, parameter: str, target: Tensor, a: Tensor, g: Tensor, alpha: float) -> None:
+        """Add `alpha · Σ_b (gradient of sample b)` to one parameter's rows `[K, ...]`, in place."""
+        grads = self.unfold(self.instantiate(parameter, a, g))
+        target.add_(grads.sum(1), alpha=alpha)
+
+    def square_norms(
+        self, a: Tensor, g: Tensor, kept: Kept, without: Container[str] = ()
+    ) -> dict[str, Tensor]:
+        """Return the squared L2 norms of each sample's gradient, name in the model -> `[K, B]`.
+
+        Args:
+            a: The recorded input, folded.
+            g: The gradient of each sample's own loss with respect to its output, folded.
+            kept: Per-sample gradients that `contract_` can use again are put here.
+            without: Names to leave out. So are frozen parameters.
+        """
+        return {
+            name: self.unfold(self.square_norm(parameter, a, g, kept))
+            for parameter in self.trained
+            if (name := self.names[parameter]) not in without
+        }
+
+    def contract_(
+        self,
+        into: Params,
+        a: Tensor,
+        g: Tensor,
+        alpha: float,
+        weights: Tensor | Mapping[str, Tensor] | None = None,
+        kept: Kept | None = None,
+    ) -> None:
+        """Add `alpha · Σ_b w_b · (weight gradient of sample b)` per client, in place.
+
+        Args:
+            into: name in the model -> `[K, ...]` (the weights themselves, or a buffer). What is not
+                in it is not wanted; frozen parameters never are.
+            a: The recorded input, folded.
+            g: The gradient of the loss with respect to the output, folded.
+            alpha: E.g. −lr to take a plain SGD step.
+            weights: The factor w of each sample, `[K, B]`, or name in the model -> `[K, B]`; None:
+                1, or a factor that is multiplied into `g` already.
+            kept: What `square_norms` kept of the same `a` and `g`.
+        """
+        last: Tensor | None = None
+        for parameter in self.trained:
+            if (target := self.rows(into, parameter)) is None:
+                continue
+            if weights is None:
+                self.add_(parameter, target, a, g, alpha)
+                continue
+            w = weights if isinstance(weights, Tensor) else weights[self.names[parameter]]
+            w_KB = w.to(g.dtype)
+            if kept is not None and parameter in kept:
+                grads_KBP = kept[parameter].view(*w_KB.shape, -1)
+                target.view(len(target), 1, -1).baddbmm_(w_KB.unsqueeze(1), grads_KBP, alpha=alpha)
+                continue
+            if w is not last:
+                last, scaled = w, g * w_KB.reshape(-1, *(1 for _ in g.shape[1:]))
+            self.add_(parameter, target, a, scaled, alpha)
 
     def forward(self, a: Tensor) -> Tensor:
         y = self.run(a)
@@ -91,9 +175,44 @@ class StackedLayer(nn.Module, abc.ABC):
 
     def rows(self, into: Params, parameter: str) -> Tensor | None:
         """Return the active clients' rows of a target of `contract_`, or None if not wanted."""
-        name = self.names.get(parameter)
-        return None if name is None or name not in into else into[name][: self.tape.active]
+        name = self.names[parameter]
+        return into[name][: self.tape.active] if name in into else None
 
     def unfold(self, t: Tensor) -> Tensor:
         """Return `[K*B, ...]` as `[K, B, ...]`."""
         return t.view(self.tape.active, -1, *t.shape[1:])
+
+
+def may_keep(nbytes: int) -> bool:
+    """Return whether per-sample gradients of this size may be kept."""
+    return nbytes <= KEPT_BYTES
+
+
+def square_sum(t: Tensor) -> Tensor:
+    """Return the sum of squares of each row, `[N, ...]` -> `[N]`.
+
+    Not `t.norm(2, -1)`: over a million numbers in float32, its error is 500 times as large.
+    """
+    blocks = row_blocks(len(t), t[0].nbytes)
+    return torch.cat([t[some].square().flatten(1).sum(1) for some in blocks])
+
+
+def row_blocks(rows: int, row_bytes: int) -> Iterator[slice]:
+    """Yield slices that cover `rows`, each of about `BLOCK_BYTES` at `row_bytes` a row."""
+    size = max(1, BLOCK_BYTES // max(1, row_bytes))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
+
+
+def gram_square_norm(left: Tensor, right: Tensor) -> Tensor:
+    """Return `‖leftᵀ right‖²` per sample without making the product, `[N, T, *]` twice -> `[N]`.
+
+    ‖Σ_t l_t r_tᵀ‖² = Σ_{t,s} ⟨l_t, l_s⟩ ⟨r_t, r_s⟩: two T x T matrices. Rounding can make what is
+    zero slightly negative.
+    """
+    blocks = []
+    for some in row_blocks(len(left), 2 * left.shape[1] ** 2 * left.element_size()):
+        x, y = left[some], right[some]
+        gram = torch.bmm(x, x.transpose(1, 2)).mul_(torch.bmm(y, y.transpose(1, 2)))
+        blocks.append(gram.sum((1, 2)))
+    return torch.cat(blocks).clamp_min_(0)

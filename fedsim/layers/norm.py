@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.layers.base import StackedLayer
-from fedsim.records import Params
 
 
 class _StackedNorm(StackedLayer):
     """y_kb = γ_k · â_kb + β_k, where â is the input normalised within its own sample."""
+
+    shape: list[int]
+    """Of γ_k and of β_k."""
 
     @abc.abstractmethod
     def normalise(self, a: Tensor) -> Tensor:
@@ -32,17 +34,13 @@ class _StackedNorm(StackedLayer):
             y = y + shift.view(shape)
         return y.view(a.shape)
 
-    def contract_(self, into: Params, a: Tensor, g: Tensor, alpha: float) -> None:
+    def instantiate(self, parameter: str, a: Tensor, g: Tensor) -> Tensor:
+        product = g * self.normalise(a) if parameter == "weight" else g
+        # Sum over every axis along which γ is broadcast.
         shape = self.affine_shape(a)
-        # Sum over the samples and over every axis along which γ is broadcast.
-        kept = [axis for axis, size in enumerate(shape) if size != 1]
-        summed = [1, *(2 + axis for axis in range(len(shape)) if axis not in kept)]
-        g_KB = self.unfold(g)
-        if (scale := self.rows(into, "weight")) is not None:
-            product = g_KB * self.unfold(self.normalise(a))
-            scale.add_(product.sum(summed).view(scale.shape), alpha=alpha)
-        if (shift := self.rows(into, "bias")) is not None:
-            shift.add_(g_KB.sum(summed).view(shift.shape), alpha=alpha)
+        summed = [axis for axis, size in enumerate(shape, start=1) if size == 1]
+        grads = product.sum(summed) if summed else product
+        return grads.reshape(len(a), *self.shape)
 
 
 class StackedGroupNorm(_StackedNorm):
@@ -51,6 +49,7 @@ class StackedGroupNorm(_StackedNorm):
     def configure(self, layer: nn.Module) -> None:
         norm = cast(nn.GroupNorm, layer)
         self.groups, self.eps = norm.num_groups, norm.eps
+        self.shape = [norm.num_channels]
 
     def normalise(self, a: Tensor) -> Tensor:
         return F.group_norm(a, self.groups, eps=self.eps)
@@ -64,11 +63,11 @@ class StackedLayerNorm(_StackedNorm):
 
     def configure(self, layer: nn.Module) -> None:
         norm = cast(nn.LayerNorm, layer)
-        self.normalized_shape, self.eps = list(norm.normalized_shape), norm.eps
+        self.shape, self.eps = list(norm.normalized_shape), norm.eps
 
     def normalise(self, a: Tensor) -> Tensor:
-        return F.layer_norm(a, self.normalized_shape, eps=self.eps)
+        return F.layer_norm(a, self.shape, eps=self.eps)
 
     def affine_shape(self, a: Tensor) -> tuple[int, ...]:
-        broadcast = a.dim() - 1 - len(self.normalized_shape)
-        return (*(1 for _ in range(broadcast)), *self.normalized_shape)
+        broadcast = a.dim() - 1 - len(self.shape)
+        return (*(1 for _ in range(broadcast)), *self.shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.participation.sampling import Sampling, Unsampled
 from fedsim.parts import Part
 
 
@@ -47,6 +48,13 @@ class Schedule(abc.ABC):
         0 only where it is known that the client never takes part (a trace without it).
         """
 
+    def sampling(self) -> Sampling:
+        """Return the law by which a round's clients are drawn, as an accountant may believe it.
+
+        By default, that nothing is gained from sampling: who takes part may be foreseen.
+        """
+        return Unsampled()
+
 
 class ParticipationPart(Part, abc.ABC):
     """A participation model, as the `participation` group of a scenario names it."""
@@ -75,6 +83,9 @@ class WithSamples(Schedule):
     def select(self, server_round: int) -> np.ndarray:
         clients = self.schedule.select(server_round)
         return clients[self.num_samples(clients) > 0]
+
+    def sampling(self) -> Sampling:
+        return self.schedule.sampling()
 
     def rates(self) -> np.ndarray:
         rates = self.schedule.rates()

@@ -15,6 +15,7 @@ import numpy as np
 from fedsim import seeds
 from fedsim.participation.base import Population, Schedule
 from fedsim.participation.rates import RatedPart
+from fedsim.participation.sampling import Poisson, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +56,7 @@ class EqualBernoulliSchedule(BernoulliSchedule):
         num_clients = len(self.rate_N)
         cohort = rng.binomial(num_clients, self.rate_N[0])
         return np.sort(rng.choice(num_clients, cohort, replace=False, shuffle=False))
+
+    def sampling(self) -> Sampling:
+        """See `Schedule.sampling`."""
+        return Poisson(rate=float(self.rate_N[0]))

@@ -16,6 +16,7 @@ import numpy as np
 from fedsim import seeds
 from fedsim.errors import ConfigError
 from fedsim.participation.base import ParticipationPart, Population, Schedule
+from fedsim.participation.sampling import FixedSize, Sampling
 from fedsim.parts import Range
 
 
@@ -72,6 +73,10 @@ class UniformSchedule(Schedule):
         rng = seeds.rng(self.seed, server_round, seeds.SERVER, "participation")
         # Without shuffle, a small draw from a large population allocates only the draw.
         return np.sort(rng.choice(self.num_clients, self.cohort, replace=False, shuffle=False))
+
+    def sampling(self) -> Sampling:
+        """See `Schedule.sampling`."""
+        return FixedSize(size=self.cohort, population=self.num_clients)
 
     def rates(self) -> np.ndarray:
         """Return cohort / N for everyone, a read-only view of one number `[N]`."""

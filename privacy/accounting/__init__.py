@@ -1,0 +1,1 @@
+"""Accountants, one idea per file; `privacy.accountant` chooses among them."""
