@@ -224,7 +224,7 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
         able = [s for s in settings if s.metric == metric and len(s.value_S)]
         blind = [s for s in able if all(_no_epsilon(run) for run in s.runs)]
         meanings = by_meaning(able)
-        for terms, group in meanings.items():
+        for kind, group in meanings.items():
             name = f"utility{_letter(len(sections))}"
             drawn = page.figure(
                 privacy_utility(group, blind if len(blind) <= 3 else [], name),
@@ -232,8 +232,8 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
                 "other one beats in both privacy and utility.",
                 f"Curves of {word(metric)} over epsilon",
             )
-            meaning = ", ".join(f"{key} {value}" for key, value in terms)
-            box = page.element("p", f"Epsilon at {meaning}.", css="statement")
+            meaning = ", ".join(f"{key}: {value}" for key, value in kind)
+            box = page.element("p", f"Epsilon at {meaning}.\n{_ways(group)}", css="statement")
             sections.append(
                 page.section(
                     f"Privacy and utility: {word(metric)}",
@@ -319,6 +319,17 @@ def _repeat(head: dict[str, Any]) -> Html:
     words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
     lead = "The command as it was typed; typed again, it runs only what has not been run:"
     return page.section("To repeat this sweep", page.element("p", lead), page.element("pre", words))
+
+
+def _ways(settings: Sequence[Setting]) -> str:
+    """Return how the epsilons of one kind were arrived at, each way once."""
+    lines = []
+    for name in ("sampling", "accountant"):
+        found = [dict(s.epsilon.terms)[name] for s in settings if s.epsilon]
+        values = list(dict.fromkeys(found))
+        more = f"; and {len(values) - 3} more, see points.csv" if len(values) > 3 else ""
+        lines.append(f"{name.capitalize()}: {'; '.join(values[:3])}{more}.")
+    return "\n".join(lines)
 
 
 def _no_epsilon(run: SweepRun) -> bool:
