@@ -1,7 +1,7 @@
 """The commands. Heavy imports live inside them, so that `--help` and `list` stay under a second.
 
 Exit codes: 0 done, 2 configuration error, 3 budget reached, 4 too few clients, 5 resume mismatch,
-130 interrupted (checkpoint kept), 1 anything else.
+6 a privacy claim was refuted by an audit, 130 interrupted (checkpoint kept), 1 anything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedsim.errors import ConfigError, FedsimError, ResumeError
+from fedsim.errors import AuditError, ConfigError, FedsimError, ResumeError
 
 if TYPE_CHECKING:
     from fedsim.run import Run
@@ -183,6 +183,26 @@ def plan(overrides: Overrides = None, as_json: Json = False, debug: Debug = Fals
 
 
 @app.command()
+def audit(overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Attack a scenario's privacy claim: run it with canaries; exit 6 if the claim is refuted."""
+    with _errors(debug):
+        from fedsim.auditing.drive import AUDIT, run_audit
+        from fedsim.config import apart, compose
+        from fedsim.progress import display
+
+        scenario, rest = _scenario(overrides)
+        own, rest = apart.split("audit", rest)
+        found = run_audit(compose(scenario, rest), own, display(as_json=as_json))
+        if as_json:
+            typer.echo(json.dumps(json.loads((found.folder / AUDIT).read_text(encoding="utf-8"))))
+        else:
+            typer.echo("\n".join(found.verdict.words))
+            typer.echo(f"run:     {found.folder}\nreport:  {found.folder / 'report.html'}")
+        if found.verdict.refuted:
+            raise AuditError(f"REFUTED: {found.verdict.words[0]}")
+
+
+@app.command()
 def deploy(
     overrides: Overrides = None,
     local: Annotated[
@@ -292,7 +312,7 @@ def list_(
             for row in rows:
                 typer.echo(f"{row.path:<{width}}  {row.value!r:<14}  {row.type}")
             return
-        groups = _groups(words, catalog.groups())
+        groups = _groups(words, (*catalog.groups(), *catalog.APART))
         found = {
             group: catalog.scenarios() if group == "scenarios" else catalog.entries(group)
             for group in groups
@@ -404,7 +424,7 @@ def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     everything = ["scenarios", *known]
     plural = {"strategies": "strategy", "models": "model", "engines": "engine"}
     plural |= {"partitions": "partition", "clients": "client", "topologies": "topology"}
-    plural |= {"attacks": "attack"}
+    plural |= {"attacks": "attack", "audits": "audit"}
     chosen = [plural.get(word, word) for word in words or everything]
     for word in chosen:
         if word not in everything:

@@ -107,8 +107,8 @@ def describe(report: RoundReport, last_round: int, scores: dict[str, float]) -> 
     parts += [f"{name} {value:.4f}" for name, value in scores.items() if name != "num-examples"]
     if "train-loss" in report.train:
         parts.append(f"train loss {report.train['train-loss']:.4f}")
-    if report.epsilon is not None:
-        parts.append(f"ε ≤ {report.epsilon:.3f}")
+    if report.privacy:
+        parts.append(report.privacy)
     if report.server_round:
         parts.append(f"replies {len(report.admitted)}/{report.asked}")
     if report.rejected:

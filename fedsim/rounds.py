@@ -55,6 +55,7 @@ class RoundReport:
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
         diagnostics: What an observer says of the round; empty without one.
         epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
+        privacy: The same with its delta, unit and relation, in words; never show it without.
         seconds: Wall time of the round.
     """
 
@@ -69,6 +70,7 @@ class RoundReport:
     per_client: dict[str, list[float]] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
     epsilon: float | None = None
+    privacy: str = ""
     seconds: float = 0.0
 
 
@@ -188,6 +190,7 @@ class RoundLoop:
                     per_client=per_client,
                     diagnostics=diagnostics,
                     epsilon=self._epsilon,
+                    privacy="" if self._epsilon is None else self.protection.words(self._epsilon),
                     seconds=time.perf_counter() - started,
                 ),
             )
@@ -222,6 +225,9 @@ class RoundLoop:
             if not someone:
                 return params, replies
             drawn = self._draw(replies)
+        elif not someone:
+            key = seeds.sequence(self.seed, server_round, seeds.SERVER, "flower-sampling")
+            third_party.show_model(self.strategy, server_round, arrays, self.grid, key)
         with self._failures(server_round, replies):
             new_arrays, _ = self.strategy.aggregate_train(server_round, drawn)
             if new_arrays is None or not len(new_arrays):

@@ -55,6 +55,7 @@ class Run:
             saved = self.folder.load_checkpoint()
             if saved is None:
                 self._plan(self.simulation.last_round)
+                self.ledger.load(None)  # what was released stays so, whatever has been removed
                 yield from self._start()
                 return
             self._plan(max(self.simulation.last_round, saved.last_round))

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from fedsim.errors import BudgetError
+from fedsim.errors import BudgetError, ConfigError
 from fedsim.protection import Line, Protection, Setting, Statement
-from privacy.accountant import EpsilonCurve, delta_warning, epsilon
+from privacy.accountant import EpsilonCurve, best_of, delta_warning, epsilon
 from privacy.events import Event
+
+BEST_OF = (5, 20, 100)
+"""For how many runs, on average, the cost of publishing only the best is stated."""
 
 SMOKE = "A smoke run, of which nothing may be claimed"
 
@@ -49,6 +53,7 @@ class Accounted(Protection):
     ) -> None:
         warning = population and delta_warning(delta=claim.delta, population=population)
         notes = [*claim.notes, *([warning] if warning else []), *([SMOKE] if setting.smoke else [])]
+        self._smoke = setting.smoke
         self._claim = replace(claim, sampling=sampling, notes=tuple(notes))
         self._events = tuple(events)
         self._planned, self._budget, self._per_client = planned, budget, per_client
@@ -91,16 +96,36 @@ class Accounted(Protection):
         """See `Protection.spent`."""
         return self._curve.at(int(self._rounds_N.max()))
 
+    def words(self, epsilon: float) -> str:
+        """See `Protection.words`."""
+        return self._claim.at(epsilon, "≤ ")
+
     def statement(self) -> Statement:
         """See `Protection.statement`."""
         return self._stated(int(self._rounds_N.max()))
 
     def planned(self) -> Statement:
         """See `Protection.planned`."""
-        return self._stated(self._planned)
+        return replace(self._stated(self._planned), best_of=self._best_of())
+
+    def _best_of(self) -> dict[int, float]:
+        claim, events = self._claim, self._times(self._planned)
+        if self._smoke:
+            return {}
+        try:
+            return {
+                runs: best_of(
+                    events, mean_runs=runs, delta=claim.delta, relation=claim.relation
+                ).epsilon
+                for runs in BEST_OF
+            }
+        except ConfigError:  # not every event has a Renyi divergence: nothing is said then
+            return {}
 
     def _stated(self, rounds: int) -> Statement:
         claim = self._claim
+        if self._smoke:  # no ledger is kept, so there is nothing to claim
+            return replace(claim, accountant="none")
         spent = epsilon(self._times(rounds), delta=claim.delta, relation=claim.relation)
         sampling = claim.sampling
         if self._per_client:
@@ -119,6 +144,21 @@ class Accounted(Protection):
     @staticmethod
     def _hit(line: Line) -> np.ndarray:
         return np.array(line.get("clients", [0]), np.int64)
+
+
+def is_fresh(noise_source: Literal["auto", "keyed", "system"], *, deployed: bool) -> bool:
+    """Return whether a run's noise is the operating system's; `auto`: on real devices.
+
+    Raises:
+        ConfigError: Keyed noise on real devices. There a round that is done again need not get the
+            same replies, and two releases with one noise give their difference away.
+    """
+    if noise_source == "keyed" and deployed:
+        raise ConfigError(
+            "noise_source: keyed noise can be computed by whoever knows the seed, and repeats "
+            "itself; on real devices use privacy.noise_source=system (or auto)"
+        )
+    return noise_source == "system" or deployed
 
 
 def most_rounds(setting: Setting) -> int:

@@ -51,7 +51,7 @@ from fedsim.protection import PrivacyPart, Setting, Statement
 from fedsim.protection.statement import Relation
 from fedsim.records import Params
 from privacy.accountant import calibrate
-from privacy.accounted import Accounted, most_rounds
+from privacy.accounted import Accounted, is_fresh, most_rounds
 from privacy.clipping import update_multiplier
 from privacy.events import Event, Gaussian
 from privacy.independence import check_independence
@@ -142,7 +142,7 @@ class DPSGD(PrivacyPart):
                 delta=self.delta,
                 relation=self.relation,
             )
-        fresh = self.noise_source == "system" or (self.noise_source == "auto" and setting.deployed)
+        fresh = is_fresh(self.noise_source, deployed=setting.deployed)
         estimator = DPSGDEstimator(
             part=replace(self, noise_multiplier=noise), steps=steps, seed=setting.seed, fresh=fresh
         )
@@ -243,6 +243,9 @@ class DPSGDEstimator(GradientEstimator):
 
     def check(self, runtime: ClientRuntime) -> None:
         self.denominator = float(runtime.work.batch_size)
+        if self.part.clipping == "adaptive":  # said now, and not in the first round
+            noise = self.part.noise_multiplier or 0.0
+            update_multiplier(noise, self.part.count_noise or max(self.denominator / 20, noise))
         if self.part.physical_batch_size is not None and runtime.drops:
             raise ConfigError(
                 "privacy.physical_batch_size: the model has dropout, whose masks are drawn for a "

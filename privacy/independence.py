@@ -21,6 +21,7 @@ from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import per_sample
 from fedsim.errors import ConfigError
 from fedsim.models.dropout import install
+from fedsim.records import Params
 
 _SAMPLES = 4
 
@@ -31,21 +32,21 @@ def check_independence(runtime: ClientRuntime) -> None:
     Raises:
         ConfigError: It has; with the reason that Opacus' validator gives, if it knows one.
     """
-    data, params = runtime.dataset, runtime.initial_params()
+    data = runtime.dataset
     x, y = data.train_x[:_SAMPLES], data.train_y[:_SAMPLES]
     runtime.model.train()
-    before = {name: tensor.clone() for name, tensor in params.items()}
-    reference = _gradients(runtime, x, y)
-    for name, tensor in params.items():
-        if not torch.equal(tensor, before[name]) or not torch.equal(
-            runtime.initial_params()[name], before[name]
-        ):
+    state = {name: buffer.clone() for name, buffer in runtime.model.named_buffers()}
+    state |= runtime.initial_params()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    reference = _gradients(runtime, x, y, state)
+    for name, tensor in state.items():
+        if not torch.equal(tensor, before[name]):
             raise _refused(runtime, f"training writes what it has seen into '{name}'")
     for j in range(len(x)):
         # Bits depend on the shapes that a kernel is called with, so these stay the same.
         other_x, other_y = x.clone(), y.clone()
         other_x[j], other_y[j] = _changed(x, j), y[(j + 1) % len(y)]
-        moved = _gradients(runtime, other_x, other_y)
+        moved = _gradients(runtime, other_x, other_y, before)
         for i, (was, now) in enumerate(zip(reference, moved, strict=True)):
             for name, a, b in zip(runtime.trainable, was, now, strict=True):
                 if i != j and not torch.equal(a, b):
@@ -64,10 +65,12 @@ def _changed(x: Tensor, j: int) -> Tensor:
     return x[(j + 1) % len(x)].flip(0) if x[j].dim() else x[(j + 1) % len(x)]
 
 
-def _gradients(runtime: ClientRuntime, x: Tensor, y: Tensor) -> list[list[Tensor]]:
-    """Return the gradient of each sample's loss in one joint batch, by sample and tensor."""
-    params = runtime.initial_params()
-    leaves = {name: params[name].requires_grad_() for name in runtime.trainable}
+def _gradients(runtime: ClientRuntime, x: Tensor, y: Tensor, params: Params) -> list[list[Tensor]]:
+    """Return the gradient of each sample's loss in one joint batch, by sample and tensor.
+
+    Buffers that the model writes into are those in `params`: its own stay as they are.
+    """
+    leaves = {name: params[name].detach().requires_grad_() for name in runtime.trainable}
     if runtime.drops:
         install(runtime.model, [seeds.torch_rng(0, 0, 0, "probe")], [len(x)])
     outputs = functional_call(runtime.model, {**params, **leaves}, (x,))

@@ -78,7 +78,7 @@ class LabelDPProtection(Accounted):
             per_client=False,
         )
         self.seed, self.num_classes = setting.seed, num_classes
-        self.keep = math.exp(part.epsilon) / (math.exp(part.epsilon) + num_classes - 1)
+        self.keep = 1 / (1 + (num_classes - 1) * math.exp(-part.epsilon))
 
     def releases(self, server_round: int, clients: np.ndarray) -> Sequence[Line]:
         """See `Protection.releases`: all labels at once, before the first round."""

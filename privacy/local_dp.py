@@ -26,7 +26,7 @@ from fedsim.parts import Range
 from fedsim.protection import PrivacyPart, Setting, Statement
 from fedsim.records import Params, Scalar
 from privacy.accountant import calibrate
-from privacy.accounted import Accounted, most_rounds
+from privacy.accounted import Accounted, is_fresh, most_rounds
 from privacy.events import Event, Gaussian
 from privacy.normal import KEYED_STATEMENT, SYSTEM_STATEMENT, keyed, system
 from privacy.updates import (
@@ -54,6 +54,8 @@ class LocalDP(PrivacyPart):
         noise_source: As in `privacy=user_dp`.
     """
 
+    hides_sizes = True
+
     epsilon: Annotated[float, Range(gt=0)] | None = None
     delta: Annotated[float, Range(gt=0, lt=1)] = 1e-5
     noise_multiplier: Annotated[float, Range(ge=0)] | None = None
@@ -80,7 +82,7 @@ class LocalDP(PrivacyPart):
                 delta=self.delta,
                 relation="replace_one",
             )
-        fresh = self.noise_source == "system" or (self.noise_source == "auto" and setting.deployed)
+        fresh = is_fresh(self.noise_source, deployed=setting.deployed)
         claim = Statement(
             mechanism=f"clipping to {self.clip_norm:g} and Gaussian noise on each client's update "
             f"(noise multiplier {noise:.4g})",

@@ -49,6 +49,11 @@ from torch import Tensor
 from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
 
+MOST_BANDS = 64
+"""Past it every band costs a vector of memory for little: prefix sums of 1000 rounds with one
+participation have an RMSE of 22.4 z with 1 band, 5.5 with 32, 4.3 with 64, 3.6 with 128, 3.1 with
+all."""
+
 Draw = Callable[[int], Tensor]
 """Row -> its fresh vector: keyed by the row alone, so that it can be drawn again."""
 
@@ -62,8 +67,8 @@ class CorrelatedNoise(Part):
         rounds: n, how many releases the run may make.
         max_participations: k, in how many of them one unit may take part.
         min_separation: b, how many rounds apart they are at least; 1 allows consecutive rounds.
-        bands: w of `banded`; null takes b, or n where a unit takes part once. 1 is independent
-            noise.
+        bands: w of `banded`, whose running form holds w - 1 vectors. Null takes b (n where a unit
+            takes part once), at most 64. 1 is independent noise.
         restart: Rounds per tree of `tree`; null takes one tree over all.
     """
 
@@ -91,7 +96,8 @@ class CorrelatedNoise(Part):
         """The number of bands that are used."""
         if self.bands is not None:
             return min(self.bands, self.rounds)
-        return self.rounds if self.participations == 1 else min(self.min_separation, self.rounds)
+        separation = self.rounds if self.participations == 1 else self.min_separation
+        return min(separation, self.rounds, MOST_BANDS)
 
     @property
     def tree_rounds(self) -> int:
@@ -120,9 +126,9 @@ class CorrelatedNoise(Part):
     def round_noise(self, draw: Draw, t: int) -> Tensor:
         """Return the noise of round t = 1 ... n, in the units of `draw`.
 
-        A pure function: the tree draws at most log2(t) + 1 rows, the banded form the t rows up to
-        here. A loop over all rounds takes `start`, which remembers w - 1 vectors and gives the same
-        numbers.
+        A pure function of keyed draws: the tree draws at most log2(t) + 1 rows, the banded form the
+        t rows up to here. A loop over all rounds takes `start`, which remembers some vectors, draws
+        every row once and gives the same numbers.
         """
         if self.kind == "tree":
             return self._tree_noise(draw, t)
@@ -161,10 +167,13 @@ def _lowest_bit(number: int) -> int:
 
 
 class RunningNoise:
-    """The rounds' noise in order, 1, 2, ...; `state` is what a checkpoint needs to go on.
+    """The rounds' noise in order, 1, 2, ...; every row is drawn once.
+
+    Noise that cannot be drawn again, as the operating system's, can be given in this form alone.
 
     Attributes:
-        state: The last w - 1 rounds' noise, newest first (`banded`); empty for `tree`.
+        state: What a checkpoint needs to go on, newest first: the last w - 1 rounds' noise
+            (`banded`), or the rows of the open nodes, one per binary digit 1 of the round (`tree`).
         done: The last round that was given.
     """
 
@@ -185,12 +194,24 @@ class RunningNoise:
         if t != self.done + 1:
             raise ValueError(f"noise of round {t} was asked after round {self.done}'s")
         self.noise._check(t)
-        if self.noise.kind == "tree":
-            self.done = t
-            return self.noise._tree_noise(self.draw, t)
+        noise = self._tree(t) if self.noise.kind == "tree" else self._banded(t)
+        self.done = t
+        return noise
+
+    def _banded(self, t: int) -> Tensor:
         noise = self.draw(t).clone()
         for coefficient, earlier in zip(self.noise.coefficients[1:], self.state, strict=False):
             noise.sub_(earlier, alpha=float(coefficient))
         self.state = [noise, *self.state][: self.noise.width - 1]
-        self.done = t
         return noise.clone()
+
+    def _tree(self, t: int) -> Tensor:
+        position = (t - 1) % self.noise.tree_rounds + 1
+        open_ = self.state if position > 1 else []
+        absorbed = _lowest_bit(position).bit_length() - 1
+        row = self.draw(t).clone()
+        noise = row.clone()
+        for earlier in open_[:absorbed]:
+            noise.sub_(earlier)
+        self.state = [row, *open_[absorbed:]]
+        return noise

@@ -24,15 +24,14 @@ from typing import Literal
 
 import torch
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedsim import seeds
 from fedsim.client.half import Batch, ClientContext, ClientHalf
 from fedsim.client.objective import sample_losses
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import per_sample
 from fedsim.errors import ConfigError
-from fedsim.models.dropout import install
+from fedsim.models.dropout import KeyedDropout, install
 from fedsim.records import Params
 
 Method = Literal["ghost", "hooks", "functorch"]
@@ -45,10 +44,15 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
 class PerSample(abc.ABC):
-    """Sums up one client's per-sample gradients; holds a copy of the run's model."""
+    """Sums up one client's per-sample gradients.
+
+    Attributes:
+        module: What it runs: the run's model, or a copy of it.
+    """
 
     def __init__(self, runtime: ClientRuntime) -> None:
         self.runtime = runtime
+        self.module = runtime.model
         self.trainable = runtime.trainable
 
     @abc.abstractmethod
@@ -96,6 +100,9 @@ class Ghost(_Hooked):
 
     def __init__(self, runtime: ClientRuntime) -> None:
         super().__init__(runtime)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.Embedding):  # Opacus takes views of its input
+                layer.register_forward_pre_hook(_contiguous)
         self.hooks = GradSampleHooksFastGradientClipping(
             self.module, loss_reduction="sum", strict=True
         )
@@ -108,6 +115,7 @@ class Ghost(_Hooked):
         weights: Weights,
         dropout: Sequence[torch.Generator],
     ) -> tuple[Params, Tensor]:
+        masks = [generator.get_state() for generator in dropout]
         self.hooks.enable_hooks()
         losses_B = self.losses(self.outputs(params, batch, dropout), batch, context)
         _backward(losses_B.sum(), retain_graph=True)
@@ -121,7 +129,14 @@ class Ghost(_Hooked):
             raise NotImplementedError("ghost clipping has one weight per sample for all layers")
         self.module.zero_grad()
         self.hooks.disable_hooks()
-        _backward((weight[0] * losses_B).sum())
+        weighted_B = losses_B
+        good_B = torch.isfinite(torch.stack(list(square_norms.values()))).all(0)[0]
+        if not bool(good_B.all()):  # their weight is 0, but 0 times infinity would be no number
+            for generator, mask in zip(dropout, masks, strict=True):
+                generator.set_state(mask)
+            good = Batch(x=_blank(batch.x, good_B), y=_blank(batch.y, good_B))
+            weighted_B = self.losses(self.outputs(params, good, dropout), good, context)
+        _backward((weight[0] * weighted_B).sum())
         sums = {
             name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.detach()
             for name, tensor in own.items()
@@ -224,9 +239,25 @@ def choose(
 def _compare(made: PerSample) -> None:
     """Check norms and sums against one backward per sample, on a few of the run's samples.
 
+    Without dropout, whose masks are drawn for a whole batch: single samples would see others.
+
     Raises:
         ValueError: They differ.
     """
+    runtime = made.runtime
+    modules = [*runtime.model.modules(), *made.module.modules()]
+    dropping = [module for module in modules if isinstance(module, KeyedDropout)]
+    shares = [module.p for module in dropping]
+    try:
+        for module in dropping:
+            module.p = 0.0
+        _compare_without_dropout(made)
+    finally:
+        for module, share in zip(dropping, shares, strict=True):
+            module.p = share
+
+
+def _compare_without_dropout(made: PerSample) -> None:
     runtime = made.runtime
     data, params = runtime.dataset, runtime.initial_params()
     batch = Batch(x=data.train_x[:3], y=data.train_y[:3])
@@ -237,12 +268,7 @@ def _compare(made: PerSample) -> None:
         seen.update(square_norms)
         return torch.ones(1, len(batch.y), device=batch.x.device, dtype=_precision(runtime))
 
-    def masks() -> list[torch.Generator]:
-        return [seeds.torch_rng(0, 0, 0, "probe")] if runtime.drops else []
-
-    sums, _ = made.weighted_sum(params, batch, context, note, masks())
-    if runtime.drops:  # masks are drawn for a whole batch: single samples would see others
-        return
+    sums, _ = made.weighted_sum(params, batch, context, note, ())
     expected = _one_by_one(runtime, params, batch, context)
     tolerance = _TOLERANCE[_precision(runtime)]
     scale = max(float(rows.norm()) for rows in expected.values())
@@ -281,6 +307,15 @@ def _alone(
         return half.loss({**params, **trained}, batch, context)
 
     return loss
+
+
+def _contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in inputs)
+
+
+def _blank(rows: Tensor, good_B: Tensor) -> Tensor:
+    """Return rows with zeros in place of those that are not good."""
+    return torch.where(good_B.view(-1, *[1] * (rows.dim() - 1)), rows, 0)
 
 
 def _backward(loss: Tensor, *, retain_graph: bool = False) -> None:

@@ -143,6 +143,13 @@ def check_mean_only(setting: Setting, mechanism: str) -> None:
             "gives it one noisy mean of all; use strategy=fedavg, fedprox, fedavgm, fedadam, "
             "fedyogi or fedadagrad"
         )
+    share = getattr(strategy, "fraction_train", 1.0)
+    if share != 1.0:
+        raise ConfigError(
+            f"strategy.fraction_train: {share:g} draws once more among a round's participants, by "
+            "a law that is not accounted for; set strategy.fraction_train=1.0 and draw by "
+            "participation=bernoulli"
+        )
 
 
 def check_sends_model_only(runtime: ClientRuntime, mechanism: str) -> None:

@@ -33,7 +33,7 @@ from fedsim.protection import PrivacyPart, Setting, Statement
 from fedsim.protection.statement import Relation
 from fedsim.records import Params
 from privacy.accountant import calibrate
-from privacy.accounted import most_rounds
+from privacy.accounted import is_fresh, most_rounds
 from privacy.clipped_sum import ClippedSum
 from privacy.clipping import next_bound, noisy_fraction, update_multiplier
 from privacy.events import Event, Gaussian
@@ -104,7 +104,7 @@ class UserDP(PrivacyPart):
                 delta=self.delta,
                 relation=relation,
             )
-        fresh = self.noise_source == "system" or (self.noise_source == "auto" and setting.deployed)
+        fresh = is_fresh(self.noise_source, deployed=setting.deployed)
         claim = Statement(
             mechanism=f"clipping each client's update ({self.clipping}, from {self.clip_norm:g}) "
             f"and Gaussian noise on their sum (noise multiplier {noise:.4g})",

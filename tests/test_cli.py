@@ -105,7 +105,7 @@ print(json.dumps({"answers": answers, "heavy": heavy, "seconds": time.process_ti
 def test_help_version_and_list_are_quick_and_import_nothing_heavy() -> None:
     words: list[list[str]] = [["--help"], ["--version"], ["list"], ["run", "--help"], []]
     words += [["deploy", "--help"], ["sweep", "--help"]]
-    words += [["list", group] for group in ("scenarios", "strategies", *catalog.GROUPS)]
+    words += [["list", group] for group in ("scenarios", "strategies", *catalog.GROUPS, "audit")]
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps(words)],
         env={**os.environ, "PYTHONPATH": str(HOME)},
@@ -134,7 +134,7 @@ def test_help_version_and_list_are_quick_and_import_nothing_heavy() -> None:
 
 def test_list_as_json() -> None:
     listed = json.loads(call("list", "--json").stdout)
-    assert list(listed) == ["scenarios", *catalog.GROUPS]
+    assert list(listed) == ["scenarios", *catalog.GROUPS, *catalog.APART]
     assert "quickstart" in listed["scenarios"]
     assert listed["engine"]["in_process"].startswith("The sequential reference")
 

@@ -193,6 +193,8 @@ class ClientRuntime:
             ys.append(y if relabel is None else relabel(client, y))
             rows.append(start + self.positions(client, len(indices), held_out=held_out))
             start += len(indices)
+        if not start:  # padding points at a sample, and there is none
+            return Pool(x=self.dataset.train_x[:1], y=self.dataset.train_y[:1], rows=rows)
         return Pool(x=torch.cat(xs), y=torch.cat(ys), rows=rows)
 
     def context(

@@ -73,8 +73,8 @@ def _parse(parser: OverridesParser, text: str) -> Override:
     parsed = read(parser, text)
     if parsed.is_sweep_override():
         raise ConfigError(
-            f"{text!r} asks for several runs; try fedsim sweep, give one value per run, or write a "
-            f"list as {parsed.key_or_group}=[a,b]"
+            f"{text!r} asks for several runs; give one value per run, or write a list as "
+            f"{parsed.key_or_group}=[a,b]; fedsim sweep takes several values"
         )
     return parsed
 

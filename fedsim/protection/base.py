@@ -155,6 +155,10 @@ class Protection:
         """Return an upper bound of epsilon for all that is recorded; quick. None: no claim."""
         return None
 
+    def words(self, epsilon: float) -> str:
+        """Return what `spent` returned with everything without which it means nothing."""
+        return ""
+
     def statement(self) -> Statement:
         """Return the claim for all that is recorded."""
         return Statement(mechanism="none")
@@ -178,6 +182,9 @@ class PrivacyPart(Part, abc.ABC):
     """Whether how many samples a client holds is itself private. Then empty clients take part like
     all others, and held-out samples are chosen by a coin of each sample's own."""
 
+    reads_labels: ClassVar[bool] = False
+    """Whether who takes part may depend on the labels that clients hold; no claim covers that."""
+
     @abc.abstractmethod
     def bind(self, setting: Setting) -> Protection:
         """Make the mechanism of one run.
@@ -190,6 +197,8 @@ class PrivacyPart(Part, abc.ABC):
 @dataclass(frozen=True, kw_only=True)
 class NoPrivacy(PrivacyPart):
     """Nothing is protected."""
+
+    reads_labels = True
 
     def bind(self, setting: Setting) -> Protection:
         """See `PrivacyPart.bind`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -27,6 +28,8 @@ class Statement:
         trust: Who sees what, and is trusted not to use it.
         noise: Where the noise comes from.
         notes: What the claim does not cover, each a sentence.
+        best_of: Mean number of runs -> epsilon of publishing only the best of so many, their number
+            drawn at random (geometric): what a sweep costs beyond one run.
     """
 
     mechanism: str
@@ -39,6 +42,7 @@ class Statement:
     trust: str = ""
     noise: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
+    best_of: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def private(self) -> bool:
@@ -49,8 +53,14 @@ class Statement:
         """Return the claim in one line, as progress and tables show it."""
         if not self.private:
             return "none"
-        relation = self.relation.replace("_", "/")
-        return f"ε {self.epsilon:.3f} at δ {self.delta:.1e} per {self.unit} ({relation})"
+        if math.isinf(self.epsilon):
+            return "nothing claimed"
+        return self.at(self.epsilon)
+
+    def at(self, epsilon: float, sign: str = "") -> str:
+        """Return an epsilon with everything without which it means nothing, in a few words."""
+        relation = {"add_remove": "add/remove", "replace_one": "replace one"}[self.relation]
+        return f"ε {sign}{epsilon:.3f} at δ {self.delta:.1e} per {self.unit} ({relation})"
 
     def __str__(self) -> str:
         if not self.private:
@@ -58,6 +68,9 @@ class Statement:
                 "none: no privacy mechanism; every update reveals what its samples reveal"
                 + "".join(f". {note}" for note in self.notes)
             )
+        if math.isinf(self.epsilon):
+            claim = f"nothing is claimed, though there is {self.mechanism}"
+            return ". ".join([claim, *self.notes])
         claim = (
             f"({self.epsilon:.4g}, {self.delta:.2g})-differential privacy per {self.unit}, "
             f"against {_WORDS[self.relation]} {self.unit}, by {self.mechanism}; "
@@ -70,7 +83,8 @@ class Statement:
         """Return all of it as plain data, with the sentence; an infinite epsilon becomes null."""
         values = asdict(self)
         values["epsilon"] = self.epsilon if self.private and self.epsilon < float("inf") else None
-        return {**values, "notes": list(self.notes), "statement": str(self)}
+        best_of = {str(runs): value for runs, value in self.best_of.items()}
+        return {**values, "notes": list(self.notes), "best_of": best_of, "statement": str(self)}
 
 
 def short_of(values: Mapping[str, Any]) -> str:

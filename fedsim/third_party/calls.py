@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -64,6 +65,22 @@ def participants(
     finally:
         grid.set_available(None)
         random.setstate(before)
+
+
+def show_model(
+    strategy: Strategy,
+    server_round: int,
+    arrays: ArrayRecord,
+    grid: Grid,
+    key: np.random.SeedSequence,
+) -> None:
+    """Let a strategy see the model of a round in which nobody takes part.
+
+    Some remember in `configure_train` what they step from; what they would ask is not sent.
+    """
+    anybody = np.arange(max(1, _minimum(strategy, "train")))
+    with participants(strategy, "train", grid, anybody, key, timeout_s=0.0):
+        list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
 
 
 @contextmanager

@@ -9,13 +9,13 @@ Batches of 32, float32, one thread, random data, clip 1, noise multiplier 1, pla
     book-keeping   layer rules over blocks of clients: output gradients by one backward pass, norms,
                    one weighted contraction straight into the weights (arXiv:2210.00038)
 
-All take their step in one process, one after another in every repetition; figures are medians of
-CPU time. Opacus' modules and optimizers are made beforehand, one set per client, and its per-sample
-gradients are dropped after each step. Every private contestant draws as many normals as its clients
-have weights.
+All take their step in one process per model, one after another in every repetition; figures are
+medians of CPU time, the system's for fresh memory included. Opacus' modules and optimizers are made
+beforehand, one set per client, and its per-sample gradients are dropped after each step. Every
+private contestant draws as many normals as its clients have weights.
 
-Memory is what the peak of a process (`ru_maxrss`) grows by over its first two steps, each
-contestant in a process of its own.
+Memory is what a process grows by at most in its first three steps, each contestant in a process of
+its own: resident pages, looked at every half millisecond.
 
     python tests/bench/bench_dp.py [repetitions]
 """
@@ -23,15 +23,18 @@ contestant in a process of its own.
 from __future__ import annotations
 
 import copy
+import json
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -250,28 +253,37 @@ def seconds(name: str, repetitions: int) -> dict[str, float]:
     return {label: statistics.median(values) for label, values in taken.items()}
 
 
-def peak_mb() -> float:
-    """Return this process's peak of memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident_mb() -> float:
+    """Return the memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
-def memory_here(name: str, label: str) -> float:
-    """Return how many MB two steps of one contestant take in this process."""
+def memory(name: str, label: str) -> float:
+    """Return how many MB three steps of one contestant take at most."""
     contestant = CONTESTANTS[label](name)
-    before = peak_mb()
-    contestant.step()
-    contestant.step()
-    return peak_mb() - before
+    before = peak = resident_mb()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, resident_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(3):
+        contestant.step()
+    done.set()
+    watcher.join()
+    return max(peak, resident_mb()) - before
 
 
-def memory(name: str) -> dict[str, float]:
-    """Return the same of every contestant, each in a process of its own."""
-    found = {}
-    for label in CONTESTANTS:
-        command = [sys.executable, __file__, "memory", name, label]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[label] = float(done.stdout)
-    return found
+def in_own_process(*arguments: str) -> Any:
+    """Return what this script prints when called with `arguments`."""
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def page(
@@ -284,8 +296,8 @@ def page(
         "One DP-SGD step of K clients with noise, batches of 32, float32, one thread; CPU time,",
         f"medians of {repetitions}, the contestants in turn in one process. Opacus 1.6 trains one",
         "client after another; *cohort* and *book-keeping* use the layer rules over blocks of 10",
-        "(MLP) or 5 (CNN) clients. Without noise, all private contestants take the same step; it",
-        f"is checked at the start. {platform.machine()}, PyTorch {torch.__version__}.", "",
+        "(MLP) or 5 (CNN) clients. Without noise, all private contestants take the same step, as",
+        f"is checked each time. {platform.machine()}, PyTorch {torch.__version__}.", "",
         "| CPU-ms per step | K | sequential | cohort | hooks | ghost | book-keeping |"
         " hooks / b.-k. | ghost / b.-k. | b.-k. / sequential |",
         "|" + " --- |" * 10,
@@ -312,14 +324,21 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Full backward hook is firing")
     if sys.argv[1:2] == ["memory"]:
-        print(memory_here(*sys.argv[2:4]))
+        print(json.dumps(memory(*sys.argv[2:4])))
+        return
+    if sys.argv[1:2] == ["seconds"]:
+        name, repetitions = sys.argv[2], int(sys.argv[3])
+        taken = seconds(name, repetitions)
+        check_same(name)  # afterwards: it would leave the allocator in another state
+        print(json.dumps(taken))
         return
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    for name in TIMED:
-        check_same(name)
     text = page(
-        {name: seconds(name, repetitions) for name in TIMED},
-        {name: memory(name) for name in MODELS},
+        {name: in_own_process("seconds", name, str(repetitions)) for name in TIMED},
+        {
+            name: {label: in_own_process("memory", name, label) for label in CONTESTANTS}
+            for name in MODELS
+        },
         repetitions,
     )
     print(text)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim import seeds
-from fedsim.layers import RULES, base, shared
+from fedsim.layers import base, shared
 from fedsim.layers.base import StackedLayer
 from fedsim.layers.conv import StackedConv2d
 from fedsim.layers.embedding import StackedEmbedding
@@ -224,10 +224,6 @@ def check(case: Case, dtype: torch.dtype = torch.float64) -> None:
                         assert (t[1] == 0.125).all()
                 else:
                     assert (t == 0.125).all()
-
-
-def test_every_rule_has_a_case():
-    assert {type(make_layer()) for make_layer, _ in CASES.values()} == set(RULES)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -480,10 +476,13 @@ def test_a_layer_that_saw_other_rows_than_samples_is_refused():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.ones(K, 1), r"weights '' of samples are \[3, 1\], not \(3, 4\)"),
-        (torch.ones(K * B), r"weights '' of samples are \[12\], not \(3, 4\)"),
-        ({"weight": torch.ones(K, B)}, "no weights of samples for parameter 'bias'"),
-        ({"weight": torch.ones(B, K), "bias": torch.ones(K, B)}, r"weights 'weight' .* \[4, 3\]"),
+        (torch.ones(K, 1), r"weights of samples are \[3, 1\], not \[3, 4\]"),
+        (torch.ones(K * B), r"weights of samples are \[12\], not \[3, 4\]"),
+        ({"weight": torch.ones(K, B)}, "no weights of samples for 'bias'"),
+        (
+            {"weight": torch.ones(B, K), "bias": torch.ones(K, B)},
+            r"samples for 'weight' are \[4, 3\]",
+        ),
     ],
 )
 def test_weights_that_are_not_one_per_sample_are_refused(weights, message):

@@ -26,6 +26,7 @@ from privacy.accountant import (
 )
 from privacy.accounting import pld
 from privacy.accounting.gaussian import gaussian_epsilon
+from privacy.accounting.secant import TIGHT, smallest_noise
 from privacy.events import (
     DiscreteGaussian,
     Event,
@@ -443,9 +444,9 @@ def test_noise_for_a_target_is_tight_for_every_mechanism(events_at, relation, ta
 )
 def test_the_last_steps_end_whatever_the_curve_and_the_guess(cost, slope, start):
     looks = []
-    found = accountant._secant(lambda x: looks.append(x) or cost(x), 1.0, start, slope)
+    found = smallest_noise(lambda x: looks.append(x) or cost(x), 1.0, start, slope)
     assert len(looks) < 40
-    assert cost(found) <= 1 < cost(found / (1 + accountant.TIGHT))
+    assert cost(found) <= 1 < cost(found / (1 + TIGHT))
 
 
 def test_an_unreachable_target_is_refused():

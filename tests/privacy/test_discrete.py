@@ -211,6 +211,12 @@ def test_discrete_outputs_lie_on_one_lattice_whatever_the_data() -> None:
         assert released.std() == pytest.approx(0.01, rel=0.01)
 
 
+def test_the_value_goes_to_the_nearest_point_of_the_lattice() -> None:
+    values = np.array([0.74, 0.76, -0.6, -0.2, 3.0])
+    released = release_on_lattice(values, 2.0**-11, 0.5, words())  # of noise that is all zeros
+    assert released.tolist() == [0.5, 1.0, -0.5, 0.0, 3.0]
+
+
 def test_a_floating_point_gaussian_betrays_its_data() -> None:
     """The negative control: on D = 0 the outputs have bits that no output on D' = 1 can have."""
     noise = 0.01 * keyed(0, 1, 0, "control").normal(N, dtype=torch.float64).numpy()

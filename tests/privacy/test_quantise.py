@@ -98,6 +98,17 @@ def test_rounding_is_unbiased_and_decodes_to_the_clipped_vector(rotate: bool) ->
         assert np.abs(mean_P - clipped[k]).max() <= 5 * 0.5 * 0.01 / math.sqrt(trials)
 
 
+def test_a_bias_of_a_hundredth_of_a_step_would_be_seen() -> None:
+    lattice = Lattice(dimension=2**18, clip_norm=1e4, spacing=1.0, rotate=False)
+    row_1P = seeds.rng(0, 1, 0, "bias").uniform(-3, 3, size=(1, 2**18))
+    error_P = (lattice.encode(row_1P, sources(1, "bias"), None) - row_1P)[0]
+    assert np.abs(error_P).max() < 1
+    rest_P = row_1P[0] - np.floor(row_1P[0])
+    deviation = math.sqrt((rest_P * (1 - rest_P)).mean() / rest_P.size)
+    assert 4.417 * deviation < 0.005
+    assert abs(error_P.mean()) < 4.417 * deviation
+
+
 def test_rows_that_are_not_finite_and_spacings_too_fine_are_refused() -> None:
     lattice = Lattice(dimension=2, clip_norm=1.0, spacing=0.1, rotate=False)
     with pytest.raises(FedsimError, match="reject it first"):

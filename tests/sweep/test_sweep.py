@@ -75,6 +75,7 @@ def test_points_are_plain_runs_and_what_fails_is_told(tmp_path: Path) -> None:
     assert report.stdout == f"{sweep.path}/report.html\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_three_kills_and_a_ctrl_c_lose_no_point_and_run_none_twice(tmp_path: Path) -> None:
     words = [*TINY, "rounds=16", "checkpoint.every=3", "seed=0,1,2"]

@@ -1,0 +1,103 @@
+"""Label DP: the channel's probabilities, exactly, and what it is put to."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.client import LocalSGD
+from fedsim.errors import ConfigError
+from privacy.label_dp import LabelDP
+from tests.helpers import classification, regression, tokens
+from tests.privacy._dp import setting, within_four
+
+
+def bind(epsilon=1.0, outputs=5, data=None, **values):
+    data = data or classification(outputs=outputs)
+    return LabelDP(epsilon=epsilon).bind(setting(data, LocalSGD(), **values))
+
+
+class Coins:
+    """A generator that draws what it is told: the coin of truth, and the shift of a lie."""
+
+    def __init__(self, coin, shift):
+        self.coin, self.shift = coin, shift
+
+    def random(self, size):
+        return np.full(size, self.coin)
+
+    def integers(self, low, high, size):
+        assert low <= self.shift < high
+        return np.full(size, self.shift)
+
+
+def channel(protection, classes, monkeypatch):
+    """P[out | in], `[in, out]`: every outcome of the two draws, by its probability."""
+    table, labels = np.zeros((classes, classes)), torch.arange(classes)
+    keep = protection.keep
+    outcomes = [(np.nextafter(keep, 0), 1, keep)]
+    outcomes += [(keep, shift, (1 - keep) / (classes - 1)) for shift in range(1, classes)]
+    for coin, shift, chance in outcomes:
+        coins = Coins(coin, shift)
+        monkeypatch.setattr("privacy.label_dp.seeds.rng", lambda *key, coins=coins: coins)
+        table[labels, protection.targets(0, labels)] += chance
+    monkeypatch.undo()
+    return table
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 1.0, 8.0, 50.0, 1000.0])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_ratio_is_exactly_e_to_the_epsilon(epsilon, classes, monkeypatch):
+    table = channel(bind(epsilon, classes), classes, monkeypatch)
+    assert table.sum(1) == pytest.approx(np.ones(classes), rel=1e-12)
+    if epsilon < 30:
+        worst = (table.max(0) / table.min(0)).max()
+        assert worst <= math.exp(epsilon) * (1 + 1e-9)
+        assert worst == pytest.approx(math.exp(epsilon), rel=1e-9)
+    else:
+        assert table[0, 0] > 1 - 1e-12
+
+
+def test_the_frequencies_are_those_of_the_channel(monkeypatch):
+    """40,000 draws of each label: every cell within 4.417 standard deviations."""
+    protection, count = bind(1.5, 4), 40_000
+    table = channel(protection, 4, monkeypatch)
+    for label in range(4):
+        drawn = protection.targets(label, torch.full((count,), label))
+        found = np.bincount(drawn.numpy(), minlength=4) / count
+        for cell, p in zip(found, table[label], strict=True):
+            assert within_four(cell, p, math.sqrt(p * (1 - p) / count))
+
+
+def test_labels_are_drawn_once():
+    """Round after round the same, sample by sample; other clients and seeds draw others."""
+    protection, y = bind(0.5), torch.arange(400) % 5
+    first = protection.targets(3, y)
+    assert torch.equal(first, protection.targets(3, y))
+    assert not torch.equal(first, protection.targets(4, y))
+    assert not torch.equal(first, bind(0.5, seed=1).targets(3, y))
+    changed = y.clone()
+    changed[7] = (y[7] + 1) % 5
+    again = protection.targets(3, changed)
+    assert torch.equal(torch.cat([first[:7], first[8:]]), torch.cat([again[:7], again[8:]]))
+
+
+def test_it_is_charged_once_for_the_whole_run():
+    protection = bind(1.25)
+    (line,) = protection.releases(0, np.arange(0))
+    protection.record(line)
+    assert [list(protection.releases(r, np.arange(3))) for r in (1, 2)] == [[], []]
+    for statement in (protection.statement(), protection.planned()):
+        assert statement.epsilon == pytest.approx(1.25)
+        assert (statement.delta, statement.unit) == (0.0, "label")
+        assert statement.relation == "replace_one"
+    assert protection.spent() == pytest.approx(1.25)
+
+
+def test_what_has_no_class_is_refused():
+    for data in (regression(), tokens()):
+        with pytest.raises(ConfigError, match="one class per sample"):
+            bind(data=data)
+    with pytest.raises(ConfigError, match="devices"):
+        bind(deployed=True)
