@@ -175,7 +175,7 @@ def settings_lines(summary: Mapping[str, Any], most: int = 20) -> list[str]:
     rows = []
     for setting in settings[:most]:
         label = " ".join(f"{key}={value}" for key, value in setting["axes"].items()) or "all seeds"
-        row = [label, f"{word(setting['metric'])} {setting['value']}", f"{setting['seeds']} seeds"]
+        row = [label, f"{word(setting['metric'])} {setting['value']}", _seeds(setting["seeds"])]
         if privacy := setting["privacy"]:
             row.append(f"epsilon {privacy['epsilon']:.3g} (delta {privacy['delta']})")
         rows.append([*row, "on the Pareto front"] if setting["pareto"] else row)
@@ -185,6 +185,10 @@ def settings_lines(summary: Mapping[str, Any], most: int = 20) -> list[str]:
         lines.append(f"... {len(settings) - most} more settings are in the report")
     lines += [f"privacy: {cost['statement']}" for cost in summary.get("tuning", [])]
     return [line.rstrip() for line in lines]
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def as_json(row: Row) -> dict[str, object]:
