@@ -53,15 +53,18 @@ def test_the_estimate_is_near_theory_and_sees_less_noise(
 
 
 def test_sampled_clients_and_too_many_canaries(tmp_path: Path, monkeypatch: Patch) -> None:
-    """Others are honest; k T / (z² d) = 60 · 2 / (0.25 · 3010) = 0.16, which is said."""
+    """Half of 100 clients take part, all canaries: k T / (z² d) = 50 / (0.09 · 3010) = 0.2."""
     no_report(monkeypatch)
-    words = ("participation=bernoulli", "participation.rate=0.5", "rounds=4")
-    more = ("privacy.noise_multiplier=0.5", "audit.canaries=60", "audit.others=honest")
+    words = ("participation=bernoulli", "participation.rate=0.5", "audit.others=honest")
+    more = ("privacy.noise_multiplier=0.3", "audit.canaries=100")
     told = audit(tmp_path, "user_dp", *WORDS, *words, *more, clients=100)
-    assert told.exit_code == 0 and "warning: 60 canaries" in told.output, told.output
+    assert told.exit_code == 0 and "warning: " in told.output, told.output
     found = written(tmp_path)
-    assert len(found["estimate"]["warnings"]) == 1
-    assert 1.5 < np.mean(found["rounds"]) < 2.5
+    took_part = sum(found["rounds"])
+    assert 40 < took_part < 60 and found["estimate"]["canaries"] == took_part
+    share = took_part / (0.09 * 3010)
+    (warning,) = found["estimate"]["warnings"]
+    assert f"add {share:.2g} of the noise's own energy" in warning
 
 
 def test_directions_by_hand() -> None:
