@@ -105,8 +105,7 @@ class _Running(Audit):
     def planted(self) -> dict[str, Any]:
         runtime = self.simulation.runtime
         check_sends_model_only(runtime, NAME)
-        if self.protection.planned().private:
-            self.protection.estimator.check_alone(runtime)
+        self.protection.estimator.check_alone(runtime)  # it is asked for one client's gradient
         samples = runtime.samples(self.client)[: self.part.images]
         if not len(samples):
             raise ConfigError(f"{NAME}: client {self.client} holds no samples")
