@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.auditing import Audit, AuditPart, Verdict
+from fedsim.client.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.parts import Range
 from fedsim.protection import Line, Protection, Statement
@@ -56,17 +57,11 @@ class CanaryClients(AuditPart):
     others: Literal["silent", "honest"] = "honest"
 
     def plant(self, simulation: Simulation, inner: Protection) -> Audit:
-        statement = inner.planned()
-        if statement.unit != "user" or not statement.private:
-            claim = f"per {statement.unit}" if statement.private else "nothing"
-            raise ConfigError(
-                f"{NAME}: the run claims {claim}; canary clients estimate a claim per user: "
-                "use privacy=user_dp, or another audit (fedsim list audit)"
-            )
         if type(inner).receive is Protection.receive:
             raise ConfigError(
-                f"{NAME}: clients add noise themselves here, and whoever attacks one sees its "
-                "update, not the sum; use audit=canaries"
+                f"{NAME}: no noisy sum is made of the clients' updates here, and that is what a "
+                "canary client is looked for in; use privacy=user_dp, dp_ftrl or distributed_dp, "
+                "or another audit (fedsim list audit)"
             )
         population = simulation.partition.num_clients
         if self.canaries > population:
@@ -110,6 +105,17 @@ class PlantedDirections(Delegate):
         self.size = sum(shape.numel() for shape in shapes.values())
         self.rounds_K = np.zeros(len(client_K), np.int64)
         """In how many rounds each took part."""
+
+    def check(self, runtime: ClientRuntime) -> None:
+        """See `Protection.check`; some mechanisms can say what they claim only from here on."""
+        super().check(runtime)
+        statement = self.inner.planned()
+        if statement.unit != "user" or not statement.private:
+            claim = f"per {statement.unit}" if statement.private else "nothing"
+            raise ConfigError(
+                f"{NAME}: the run claims {claim}; canary clients estimate a claim per user: "
+                "use privacy=user_dp, or another audit (fedsim list audit)"
+            )
 
     @property
     def seals(self) -> bool:

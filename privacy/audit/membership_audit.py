@@ -73,6 +73,11 @@ class MembershipAudit(AuditPart):
     confidence: Annotated[float, Range(gt=0.5, lt=1)] = 0.99
 
     def plant(self, simulation: Simulation, inner: Protection) -> Audit:
+        if type(inner).receive is not Protection.receive:
+            raise ConfigError(
+                f"{NAME}: here the server is trusted with what clients send, which is what this "
+                "attacks, per example; use privacy=dp_sgd, or audit=canaries or canary_clients"
+            )
         statement, dataset = inner.planned(), simulation.dataset
         if statement.private and statement.unit != "example":
             raise ConfigError(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.errors import ConfigError
 from fedsim.protection import Protection, Statement
 from privacy.audit.canary_clients import unit_vector
 from privacy.audit.canary_clients_audit import PlantedDirections, noise_of
@@ -89,6 +90,12 @@ def test_directions_by_hand() -> None:
     np.testing.assert_allclose(planted.change(start, moved), 2 * unit_vector(0, 1, 8), atol=1e-12)
 
 
+def test_a_run_that_claims_nothing_per_user_is_refused() -> None:
+    planted = PlantedDirections(Protection(), 0, np.array([0]), {}, silent=False)
+    with pytest.raises(ConfigError, match="claims nothing"):
+        planted.check(None)  # type: ignore[arg-type]
+
+
 def test_the_noise_of_other_mechanisms_is_that_of_one_release() -> None:
     """Of a Gaussian, its own; else of the claim: ε = 4.377178 at 1e-5 is μ = 1."""
     claim = Statement(mechanism="x", epsilon=4.377178, delta=1e-5)
@@ -101,14 +108,14 @@ def test_the_noise_of_other_mechanisms_is_that_of_one_release() -> None:
 @pytest.mark.parametrize(
     ("privacy", "word", "expected"),
     [
-        ("dp_sgd", "audit.canaries=2", "a claim per user"),
-        ("local_dp", "audit.canaries=2", "not the sum"),
+        ("dp_sgd", "audit.canaries=2", "no noisy sum"),
+        ("local_dp", "audit.canaries=2", "no noisy sum"),
         ("user_dp", "audit.canaries=50", "partition.num_clients=50"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(
     tmp_path: Path, privacy: str, word: str, expected: str
 ) -> None:
-    told = audit(tmp_path, privacy, "audit=canary_clients", word, *WORDS[1:4], clients=4)
+    told = audit(tmp_path, privacy, "audit=canary_clients", *WORDS[1:4], word, clients=4)
     assert told.exit_code == 2 and expected in told.output, told.output
     assert not (tmp_path / "runs").exists()

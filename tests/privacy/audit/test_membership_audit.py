@@ -129,7 +129,8 @@ def test_what_cannot_be_attacked_is_refused(tmp_path: Path) -> None:
         ("dp_sgd", "partition.num_clients=50", "partition.num_clients=1"),
         ("dp_sgd", "partition.holdout=0.1", "partition.holdout=0"),
         ("dp_sgd", "audit.guesses=1000000", "audit.guesses"),
-        ("user_dp", "rounds=2", "per user"),
+        ("user_dp", "rounds=2", "the server is trusted"),
+        ("local_dp", "rounds=2", "per user"),
         ("none", "strategy=scaffold", "more than the model"),
         ("none", "data=diabetes", "one class per sample"),
     ]:
