@@ -123,11 +123,14 @@ class Lattice(Part):
             raise FedsimError("a row with NaN or infinity cannot be rounded; reject it first")
         scale_K = np.abs(rows_KP).max(axis=1, initial=0.0)
         scale_K[scale_K == 0] = 1.0
-        norm_K = scale_K * np.linalg.norm(rows_KP / scale_K[:, None], axis=1)
+        unit_KP = rows_KP / scale_K[:, None]
+        # ||x|| > C without the norm, which does not fit for x of 1e308; a row of zeros is within.
+        size_K = np.maximum(np.linalg.norm(unit_KP, axis=1), 1.0)
+        outside_K = scale_K > self.clip_norm / size_K
+        clipped_KP = unit_KP * (self.clip_norm / size_K)[:, None]
         x_Kd = np.zeros((len(rows_KP), self.width))
-        # Divided first: C / norm would be a denormal for norms of 1e300.
-        factor_K = np.maximum(norm_K / self.clip_norm, 1.0) * self.spacing
-        x_Kd[:, : self.dimension] = rows_KP / factor_K[:, None]
+        x_Kd[:, : self.dimension] = np.where(outside_K[:, None], clipped_KP, rows_KP)
+        x_Kd /= self.spacing
         if self.rotate:
             assert signs_d is not None  # noqa: S101 -- a caller's mistake, not a user's
             x_Kd = hadamard_(x_Kd * signs_d)

@@ -99,7 +99,7 @@ class Ledger:
         try:
             line = json.loads(text)
             return line, line.pop("chain")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise self._damaged(number) from error
 
     def _damaged(self, number: int) -> ResumeError:

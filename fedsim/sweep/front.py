@@ -13,13 +13,14 @@ from pathlib import Path
 
 from fedsim.config import Config
 from fedsim.errors import ConfigError
-from fedsim.results import command_line
+from fedsim.results import SUMMARY, command_line
 from fedsim.sweep import folder as states
 from fedsim.sweep import grid, runner
 from fedsim.sweep.folder import DONE, SweepFolder, digest_of
+from fedsim.sweep.outcome import read_json
 from fedsim.sweep.processes import Pool, processes
 from fedsim.sweep.report import write_sweep_report
-from fedsim.sweep.table import Row, as_json, display
+from fedsim.sweep.table import Row, as_json, display, settings_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,10 @@ def _tell(folder: SweepFolder, rows: Sequence[Row], report: Path, choice: Choice
     """Say how it ended, the failed points last; return the exit code."""
     failed = [row for row in rows if row.entry.status == states.FAILED]
     done = [row for row in rows if row.entry.status in DONE]
+    told = read_json(folder.path / SUMMARY)
     if choice.as_json:
         end = {
+            **told,
             "sweep": str(folder.path),
             "report": str(report),
             "points": len(rows),
@@ -105,6 +108,8 @@ def _tell(folder: SweepFolder, rows: Sequence[Row], report: Path, choice: Choice
             "failed": [as_json(row) for row in failed],
         }
         sys.stdout.write(json.dumps(end) + "\n")
+    for line in settings_lines(told):
+        _say(choice, line)
     _say(choice, f"{len(done)} of {len(rows)} points done")
     _say(choice, f"report:  {report}")
     stopped = len(done) + len(failed) < len(rows)

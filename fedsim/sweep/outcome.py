@@ -20,6 +20,10 @@ from fedsim.report.round_columns import Rounds, read_rounds
 TERMS = ("delta", "unit", "relation", "sampling", "accountant")
 """What an epsilon means nothing without."""
 
+KIND = ("delta", "unit", "relation", "trust")
+"""The terms that must be equal for two epsilons to say the same thing; the others are how each was
+arrived at. `trust` counts where it is given."""
+
 
 @dataclass(frozen=True)
 class Epsilon:
@@ -34,12 +38,18 @@ class Epsilon:
         return float(dict(self.terms)["delta"])
 
     @property
+    def kind(self) -> tuple[tuple[str, str], ...]:
+        """The terms that say what is promised; epsilons of one kind can be compared."""
+        return tuple((name, value) for name, value in self.terms if name in KIND)
+
+    @property
     def meaning(self) -> str:
         """The terms in one line."""
         terms = dict(self.terms)
+        trust = f", trusted: {terms['trust']}" if "trust" in terms else ""
         return (
             f"delta {terms['delta']}, unit: {terms['unit']}, neighbours: {terms['relation']}, "
-            f"sampling: {terms['sampling']}, accountant: {terms['accountant']}"
+            f"sampling: {terms['sampling']}, accountant: {terms['accountant']}{trust}"
         )
 
 
@@ -79,7 +89,11 @@ def read_outcome(run: Path) -> Outcome:
     head = headline(rounds)
     git = read_json(run / "env.json").get("git")
     git = git if isinstance(git, dict) else {}
-    epsilon, problem = epsilon_of(privacy, [summary.get("epsilon"), spent])
+    claimed = summary.get("privacy")  # at its end a run claims what it spent, not what it planned
+    if isinstance(claimed, dict) and claimed.get("epsilon") is not None:
+        epsilon, problem = epsilon_of(claimed, [])
+    else:
+        epsilon, problem = epsilon_of(privacy, [spent])
     return Outcome(
         status=str(summary.get("status", "")),
         server_round=rounds.last,
@@ -106,7 +120,7 @@ def epsilon_of(
     """Return a run's epsilon with its terms; or None and, if there is a number, why it is not used.
 
     Args:
-        privacy: What `privacy.json` holds.
+        privacy: What `privacy.json`, or the summary, holds.
         spent: What was counted while the run went on, if anything. Where that and the plan in
             `privacy` differ, the larger one holds: it can only claim too little privacy.
     """
@@ -123,7 +137,8 @@ def epsilon_of(
     delta = privacy["delta"]
     if not _is_number(delta) or not 0 <= delta < 1:
         return None, f"delta is {delta!r}, hence epsilon is not shown"
-    shown = {name: str(privacy[name]) for name in TERMS} | {"delta": f"{delta:g}"}
+    given_terms = [*TERMS, "trust"] if _is_term(privacy.get("trust")) else TERMS
+    shown = {name: str(privacy[name]) for name in given_terms} | {"delta": f"{delta:g}"}
     return Epsilon(max(values), tuple(shown.items())), None
 
 

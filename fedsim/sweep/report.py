@@ -102,6 +102,7 @@ def summary(
             {
                 "axes": setting.axes,
                 "metric": setting.metric or None,
+                "value": _value(setting),
                 "mean": _finite(setting.mean),
                 "std": _finite(setting.deviation),
                 "seeds": len(setting.value_S),
@@ -121,6 +122,7 @@ def summary(
                 "composed_delta": cost.composed_delta,
                 "best_of_epsilon": cost.best_of,
                 "best_of_mean_runs": cost.best_of_runs,
+                "statement": describe(cost),
             }
             for cost in tuning_costs(runs)
         ],
@@ -222,7 +224,7 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
         able = [s for s in settings if s.metric == metric and len(s.value_S)]
         blind = [s for s in able if all(_no_epsilon(run) for run in s.runs)]
         meanings = by_meaning(able)
-        for terms, group in meanings.items():
+        for kind, group in meanings.items():
             name = f"utility{_letter(len(sections))}"
             drawn = page.figure(
                 privacy_utility(group, blind if len(blind) <= 3 else [], name),
@@ -230,8 +232,8 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
                 "other one beats in both privacy and utility.",
                 f"Curves of {word(metric)} over epsilon",
             )
-            meaning = ", ".join(f"{key} {value}" for key, value in terms)
-            box = page.element("p", f"Epsilon at {meaning}.", css="statement")
+            meaning = ", ".join(f"{key}: {value}" for key, value in kind)
+            box = page.element("p", f"Epsilon at {meaning}.\n{_ways(group)}", css="statement")
             sections.append(
                 page.section(
                     f"Privacy and utility: {word(metric)}",
@@ -241,7 +243,10 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
             )
         if len(able) > 1 and not meanings:
             picture, words = over_axis(able, f"grid{_letter(len(sections))}")
-            caption = "Mean over seeds; the bands or bars are one standard deviation."
+            caption = (
+                "Mean over seeds; the bands or bars are one standard deviation, short black lines "
+                "single seeds."
+            )
             drawn = page.figure(picture, caption, f"{word(metric)}: {words}")
             sections.append(page.section(f"The grid: {word(metric)}", drawn))
     costs = [page.element("p", describe(cost)) for cost in tuning_costs(runs)]
@@ -314,6 +319,17 @@ def _repeat(head: dict[str, Any]) -> Html:
     words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
     lead = "The command as it was typed; typed again, it runs only what has not been run:"
     return page.section("To repeat this sweep", page.element("p", lead), page.element("pre", words))
+
+
+def _ways(settings: Sequence[Setting]) -> str:
+    """Return how the epsilons of one kind were arrived at, each way once."""
+    lines = []
+    for name in ("sampling", "accountant"):
+        found = [dict(s.epsilon.terms)[name] for s in settings if s.epsilon]
+        values = list(dict.fromkeys(found))
+        more = f"; and {len(values) - 3} more, see points.csv" if len(values) > 3 else ""
+        lines.append(f"{name.capitalize()}: {'; '.join(values[:3])}{more}.")
+    return "\n".join(lines)
 
 
 def _no_epsilon(run: SweepRun) -> bool:

@@ -20,7 +20,7 @@ from fedsim.results import candidates
 from fedsim.sweep import folder as states
 from fedsim.sweep.folder import DONE, Entry, SweepFolder
 from fedsim.sweep.grid import Point, check
-from fedsim.sweep.outcome import Watch, read_json
+from fedsim.sweep.outcome import Watch, read_json, read_outcome
 from fedsim.sweep.point import INTERRUPTED, Job
 from fedsim.sweep.processes import Pool
 from fedsim.sweep.table import Display, Row
@@ -166,7 +166,7 @@ class _Loop:
         if run is None:
             return
         status = read_json(run / "summary.json").get("status")
-        complete = status == "finished" and (run / "report.html").is_file()
+        complete = status == "finished" and _reported(run)
         if entry.status in DONE and status is None:  # the run was removed: run it again
             row.entry = self.folder.record(entry.number, states.AGAIN)
         elif entry.status not in DONE and complete:
@@ -201,9 +201,9 @@ class _Loop:
 
     def _ended(self, number: int, code: int, reason: str) -> None:
         row = self.rows[number]
+        row.entry = self.folder.record(number, _STATUS.get(code, states.FAILED), reason=reason)
         self._follow(number)
         del self.running[number]
-        row.entry = self.folder.record(number, _STATUS.get(code, states.FAILED), reason=reason)
         self.display.changed(row, self._all())
 
     def _follow(self, number: int) -> None:
@@ -213,6 +213,17 @@ class _Loop:
         watch.poll()
         row.server_round, row.name = watch.server_round, watch.name
         row.value, row.epsilon = watch.value, watch.epsilon
+        run = self.folder.run_of(row.entry)
+        if row.entry.status in DONE and run is not None:
+            row.epsilon = read_outcome(
+                run
+            ).epsilon  # what it cost in all, not what was spent so far
+
+
+def _reported(run: Path) -> bool:
+    """Return whether a run's report is of its end, and not of an earlier sitting."""
+    report, end = run / "report.html", run / "summary.json"
+    return report.is_file() and report.stat().st_mtime_ns >= end.stat().st_mtime_ns
 
 
 class _Interrupts:

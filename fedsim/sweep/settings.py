@@ -118,17 +118,17 @@ def _setting(axes: dict[str, str], group: Sequence[SweepRun]) -> Setting:
 
 def _largest(epsilons: Sequence[Epsilon | None]) -> Epsilon | None:
     known = [epsilon for epsilon in epsilons if epsilon is not None]
-    if not known or len(known) < len(epsilons) or len({e.terms for e in known}) > 1:
+    if not known or len(known) < len(epsilons) or len({e.kind for e in known}) > 1:
         return None
     return max(known, key=lambda epsilon: epsilon.value)
 
 
 def by_meaning(settings: Sequence[Setting]) -> dict[tuple[tuple[str, str], ...], list[Setting]]:
-    """Sort settings by the terms of their epsilon: only equal terms can be compared."""
+    """Sort settings by what their epsilon promises: only epsilons of one kind can be compared."""
     groups: dict[tuple[tuple[str, str], ...], list[Setting]] = {}
     for setting in settings:
         if setting.epsilon is not None and len(setting.value_S):
-            groups.setdefault(setting.epsilon.terms, []).append(setting)
+            groups.setdefault(setting.epsilon.kind, []).append(setting)
     return groups
 
 

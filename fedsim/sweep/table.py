@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -160,6 +162,33 @@ def display(*, as_json: bool) -> Display:
     if as_json:
         return JsonLines()
     return LiveTable() if sys.stdout.isatty() else PlainLines()
+
+
+def settings_lines(summary: Mapping[str, Any], most: int = 20) -> list[str]:
+    """Return the end of a sweep in lines: its settings, and what choosing among them costs.
+
+    Args:
+        summary: What `summary.json` of the sweep holds.
+        most: How many settings are shown; the report has them all.
+    """
+    settings = [s for s in summary.get("settings", []) if s["value"]]
+    rows = []
+    for setting in settings[:most]:
+        label = " ".join(f"{key}={value}" for key, value in setting["axes"].items()) or "all seeds"
+        row = [label, f"{word(setting['metric'])} {setting['value']}", _seeds(setting["seeds"])]
+        if privacy := setting["privacy"]:
+            row.append(f"epsilon {privacy['epsilon']:.3g} (delta {privacy['delta']})")
+        rows.append([*row, "on the Pareto front"] if setting["pareto"] else row)
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)) for row in rows]
+    if len(settings) > most:
+        lines.append(f"... {len(settings) - most} more settings are in the report")
+    lines += [f"privacy: {cost['statement']}" for cost in summary.get("tuning", [])]
+    return [line.rstrip() for line in lines]
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def as_json(row: Row) -> dict[str, object]:

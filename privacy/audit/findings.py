@@ -113,7 +113,7 @@ class Findings:
         axes.bar_label(bars, fmt="%.2f", padding=3)
         if np.isfinite(statement.epsilon):
             axes.axvline(statement.epsilon, color=VERMILLION, linestyle="--", label="claimed ε")
-            axes.legend(loc="lower right")
+            axes.legend(loc="center right")
         axes.set_xlim(0, 1.15 * max(1e-3, found.epsilon_gdp, min(statement.epsilon, 1e3)))
         axes.set_xlabel(f"ε at δ = {found.delta:.0e}, {found.confidence:.0%} confidence")
         axes.set_title("Lower bounds" + (": claim refuted" if self.refuted else ""))
@@ -127,6 +127,7 @@ class Findings:
         axes.step(fpr_T, tpr_T, where="post", color=BLUE, label="canaries")
         axes.plot(grid_F, grid_F, color=GREY, linestyle=":", label="guessing")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # powers would be mathematics, which is off
         axes.set_xlim(grid_F[0], 1)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("false positive rate")

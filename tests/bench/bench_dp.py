@@ -23,16 +23,16 @@ its own: resident pages, looked at every half millisecond.
 from __future__ import annotations
 
 import copy
-import json
+import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -239,18 +239,23 @@ def check_same(name: str) -> None:
         raise RuntimeError(f"{name}: nothing is clipped")
 
 
-def seconds(name: str, repetitions: int) -> dict[str, float]:
-    """Return the median CPU-seconds of one step, by contestant."""
+def seconds(name: str, repetitions: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median CPU-seconds of one step, by contestant, and how many are the system's."""
     contestants = {label: kind(name) for label, kind in CONTESTANTS.items()}
     for contestant in contestants.values():  # warms caches up
         contestant.step()
     taken: dict[str, list[float]] = {label: [] for label in contestants}
+    system: dict[str, list[float]] = {label: [] for label in contestants}
     for _ in range(repetitions):
         for label, contestant in contestants.items():
-            before = time.process_time()
+            before = resource.getrusage(resource.RUSAGE_SELF)
             contestant.step()
-            taken[label].append(time.process_time() - before)
-    return {label: statistics.median(values) for label, values in taken.items()}
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            system[label].append(after.ru_stime - before.ru_stime)
+            taken[label].append(after.ru_utime - before.ru_utime + system[label][-1])
+    check_same(name)  # afterwards: it would leave the allocator in another state
+    medians = [{label: statistics.median(v) for label, v in t.items()} for t in (taken, system)]
+    return medians[0], medians[1]
 
 
 def resident_mb() -> float:
@@ -279,15 +284,17 @@ def memory(name: str, label: str) -> float:
     return max(peak, resident_mb()) - before
 
 
-def in_own_process(*arguments: str) -> Any:
-    """Return what this script prints when called with `arguments`."""
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+def in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `measure(*arguments)`, called in a fresh copy of this process."""
+    # Forked before anything has run here, so that no threads of autograd are lost.
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 def page(
-    times: dict[str, dict[str, float]], peaks: dict[str, dict[str, float]], repetitions: int
+    times: dict[str, tuple[dict[str, float], dict[str, float]]],
+    peaks: dict[str, dict[str, float]],
+    repetitions: int,
 ) -> str:
     """Return the results as Markdown."""
     lines = [
@@ -297,19 +304,24 @@ def page(
         f"medians of {repetitions}, the contestants in turn in one process. Opacus 1.6 trains one",
         "client after another; *cohort* and *book-keeping* use the layer rules over blocks of 10",
         "(MLP) or 5 (CNN) clients. Without noise, all private contestants take the same step, as",
-        f"is checked each time. {platform.machine()}, PyTorch {torch.__version__}.", "",
+        f"is checked each time. {platform.machine()}, {os.cpu_count()} cores, load average"
+        f" {os.getloadavg()[1]:.0f}, PyTorch {torch.__version__}.", "",
         "| CPU-ms per step | K | sequential | cohort | hooks | ghost | book-keeping |"
         " hooks / b.-k. | ghost / b.-k. | b.-k. / sequential |",
         "|" + " --- |" * 10,
     ]  # fmt: skip
-    for name, t in times.items():
+    for name, (t, _) in times.items():
         own = t["book-keeping"]
         cells = [f"{t[label] * 1e3:.1f}" for label in CONTESTANTS]
         ratios = [t["hooks"] / own, t["ghost"] / own, own / t["sequential"]]
         row = [name, str(MODELS[name][2]), *cells, *(f"{r:.2f}" for r in ratios)]
         lines.append("| " + " | ".join(row) + " |")
     lines += [
-        "", "The first two contestants give no privacy.", "",
+        "",
+        "The first two contestants give no privacy. Of *hooks*' time, "
+        + " and ".join(f"{system['hooks'] * 1e3:.0f} ms" for _, system in times.values())
+        + " are the system's, for fresh",
+        "memory, less where a process's allocator holds enough of it already.", "",
         "Peak memory on top of models and data, MB:", "",
         "| MB | K | " + " | ".join(CONTESTANTS) + " |", "|" + " --- |" * (2 + len(CONTESTANTS)),
     ]  # fmt: skip
@@ -323,24 +335,13 @@ def main() -> None:
     """Measure, print, and write the page."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Full backward hook is firing")
-    if sys.argv[1:2] == ["memory"]:
-        print(json.dumps(memory(*sys.argv[2:4])))
-        return
-    if sys.argv[1:2] == ["seconds"]:
-        name, repetitions = sys.argv[2], int(sys.argv[3])
-        taken = seconds(name, repetitions)
-        check_same(name)  # afterwards: it would leave the allocator in another state
-        print(json.dumps(taken))
-        return
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    text = page(
-        {name: in_own_process("seconds", name, str(repetitions)) for name in TIMED},
-        {
-            name: {label: in_own_process("memory", name, label) for label in CONTESTANTS}
-            for name in MODELS
-        },
-        repetitions,
-    )
+    times = {name: in_own_process(seconds, name, repetitions) for name in TIMED}
+    peaks = {
+        name: {label: in_own_process(memory, name, label) for label in CONTESTANTS}
+        for name in MODELS
+    }
+    text = page(times, peaks, repetitions)
     print(text)
     PAGE.write_text(text)
 

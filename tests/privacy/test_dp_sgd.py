@@ -16,6 +16,7 @@ from fedsim.client.half import Batch, Shift
 from fedsim.client.objective import sample_losses
 from fedsim.errors import ConfigError
 from fedsim.models.cnn import CNN
+from fedsim.models.dropout import KeyedDropout
 from fedsim.models.mlp import MLP
 from fedsim.models.transformer import Transformer
 from privacy.dp_sgd import EPS, ClipAndNoise
@@ -211,6 +212,21 @@ def test_automatic_clipping_by_hand():
                 row = vector(runtime.half.loss_gradient(params, one, context)[0])
                 total += row * 0.3 / (row.norm() + 0.01)
             assert torch.allclose(vector(grads), total / 4, rtol=0, atol=1e-13)
+
+
+def test_dropout_masks_are_the_same_in_both_engines():
+    """Also where ghost clipping has to run a batch with a bad sample once more."""
+    model = nn.Sequential(nn.Linear(6, 8), KeyedDropout(0.4), nn.Tanh(), nn.Linear(8, 3))
+    data = classification(dtype=torch.float64)
+    runtime = private_runtime(data, lambda: model, dp_sgd(noise_multiplier=1.0))
+    batches = poisson_batches(runtime)
+    bad = batches[0].x.clone()
+    bad[1] = math.nan
+    spoilt = [Batch(x=bad, y=batches[0].y), *batches[1:]]
+    for some in (batches, spoilt):
+        for a, b in zip(alone(runtime, some), at_once(runtime, some), strict=True):
+            assert gap(a, b) < 1e-12
+    assert runtime.estimator.method(runtime)[1] == "ghost"
 
 
 @pytest.mark.parametrize("method", ["ghost", "hooks", "functorch"])
@@ -501,8 +517,6 @@ def test_what_goes_wrong_silently_is_found(silent):
 @pytest.mark.filterwarnings("ignore")
 def test_dropout_does_not_keep_a_wrong_method_from_being_found():
     def with_dropout():
-        from fedsim.models.dropout import KeyedDropout
-
         return nn.Sequential(KeyedDropout(0.4), Ranks())
 
     runtime = private_runtime(classification(dtype=torch.float64), with_dropout, dp_sgd())

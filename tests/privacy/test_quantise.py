@@ -85,14 +85,15 @@ def test_a_row_at_the_bound_is_rounded_again_and_again_not_cut() -> None:
 
 @pytest.mark.parametrize("rotate", [False, True])
 def test_rounding_is_unbiased_and_decodes_to_the_clipped_vector(rotate: bool) -> None:
-    rows_KP = np.array([[0.3, -0.4, 0.05], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
-    clipped = np.array([[0.3, -0.4, 0.05], [0.6, 0.8, 0.0], [0.0, 0.0, 0.0]])
+    rows_KP = np.array([[0.3, -0.4, 0.05], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.9, 0.9]])
+    half = math.sqrt(0.5)  # the last row is outside by its norm, not by a coordinate
+    clipped = np.array([[0.3, -0.4, 0.05], [0.6, 0.8, 0.0], [0.0, 0.0, 0.0], [0.0, half, half]])
     lattice = Lattice(dimension=3, clip_norm=1.0, spacing=0.01, beta=1e-6, rotate=rotate)
     signs = rotation_signs(lattice.width, 0, 1) if rotate else None
     trials = 3000
-    words = sources(3, "unbiased")
+    words = sources(4, "unbiased")
     total = sum(lattice.encode(rows_KP, words, signs) for _ in range(trials))
-    for k in range(3):
+    for k in range(4):
         mean_P = lattice.decode(total[k], signs) / trials
         # A step's rounding has a deviation of half a step at most, rotated or not.
         assert np.abs(mean_P - clipped[k]).max() <= 5 * 0.5 * 0.01 / math.sqrt(trials)

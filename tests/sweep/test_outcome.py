@@ -69,6 +69,29 @@ def test_where_plan_and_count_differ_the_larger_epsilon_holds(tmp_path: Path) ->
     assert outcome.epsilon is not None and outcome.epsilon.value == 2.25
 
 
+def test_a_run_that_ended_claims_what_it_spent(tmp_path: Path) -> None:
+    """One that stopped at its budget has not cost what all of its rounds would have."""
+    write_run(tmp_path / "r", 0.8, private(12.0, best_of={"10": 20.0}))
+    end = {"status": "budget", "server_round": 2, "privacy": private(7.5)}
+    (tmp_path / "r" / "summary.json").write_text(json.dumps(end))
+    outcome = read_outcome(tmp_path / "r")
+    assert outcome.epsilon is not None and outcome.epsilon.value == 7.5
+    assert outcome.privacy["best_of"] == {"10": 20.0}
+    end["privacy"] = {"statement": "none"}
+    (tmp_path / "r" / "summary.json").write_text(json.dumps(end))
+    outcome = read_outcome(tmp_path / "r")
+    assert outcome.epsilon is not None and outcome.epsilon.value == 12.0
+
+
+def test_whom_one_must_trust_is_part_of_what_is_promised() -> None:
+    central, _ = epsilon_of(private(1.0, trust="the server"), [])
+    local, _ = epsilon_of(private(1.0, trust="nobody"), [])
+    other, _ = epsilon_of(private(1.0, trust="nobody", sampling="none"), [])
+    assert central is not None and local is not None and other is not None
+    assert central.kind != local.kind == other.kind
+    assert "trusted: the server" in central.meaning
+
+
 def test_a_run_is_followed_line_by_line(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
     watch.poll()

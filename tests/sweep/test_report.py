@@ -46,7 +46,8 @@ def test_the_privacy_utility_curve_and_its_terms(tmp_path: Path) -> None:
     assert "made_up finished" in text and "12 of 12" in text
     assert "6 settings, up to 2 seeds each; 0 failed" in text
     assert "Privacy and utility: accuracy" in text and "Pareto front" in text
-    assert "delta 1e-05, unit user, relation add or remove one" in text
+    assert "Epsilon at delta: 1e-05, unit: user, relation: add or remove one" in text
+    assert "Sampling: Poisson, rate 0.1. Accountant: PLD." in text
     assert "Best accuracy 69.00 ± 1.41 % strategy=fedau privacy.epsilon=8" in text
     assert "fedavg 1 accuracy 52.00 ± 1.41 % 2 of 2 1 (delta 1e-05)" in text
     assert "fedau 8 accuracy 69.00 ± 1.41 % 2 of 2 8 (delta 1e-05) yes" in text

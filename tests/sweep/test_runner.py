@@ -93,7 +93,7 @@ def test_every_point_runs_once_and_no_more_than_fit(
     assert statuses() == ["finished"] * 4
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("4 points, 2 at once: results/sweeps/quickstart/")
-    assert "finished  round 2/2  accuracy 50.00 %" in out[1]
+    assert out[1].endswith("finished  round 2/2  accuracy 50.00 %  epsilon 1 (delta 1e-05)")
     assert out[-2] == "4 of 4 points done" and out[-1].startswith("report:  results/sweeps/")
 
 
@@ -174,6 +174,13 @@ def test_a_run_that_ended_just_before_a_kill_is_not_run_again(pool: Made) -> Non
     pool.started.clear()
     assert go(*WORDS) == 0
     assert pool.started == [] and statuses() == ["finished"] * 4
+    (sweep.path / "points.jsonl").write_text("".join(lines[: finished[-1]]))
+    last = sweep.entries[json.loads(lines[finished[-1]])["point"] - 1]
+    run = sweep.run_of(last)
+    assert run is not None
+    os.utime(run / "report.html", ns=(0, 0))  # of an earlier sitting: it is yet to be written
+    assert go(*WORDS) == 0
+    assert len(pool.started) == 1
 
 
 def test_a_changed_scenario_is_refused(pool: Made, tmp_path: Path) -> None:

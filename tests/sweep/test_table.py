@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from rich.console import Console
 
 from fedsim.sweep.folder import FAILED, FINISHED, STARTED, Entry
 from fedsim.sweep.grid import Point
 from fedsim.sweep.outcome import epsilon_of
-from fedsim.sweep.table import LiveTable, PlainLines, Row, as_json
+from fedsim.sweep.report import summary
+from fedsim.sweep.settings import read_runs, settings_of
+from fedsim.sweep.table import LiveTable, PlainLines, Row, as_json, settings_lines
 
-from .made_up import TERMS, private
+from .made_up import TERMS, make_sweep, private
 
 
 def row(number: int, status: str, value: float | None = None, epsilon: float | None = None) -> Row:
@@ -68,3 +71,23 @@ def test_json_has_no_epsilon_without_its_terms() -> None:
     told = as_json(row(1, FINISHED, float("nan"), 1.25))
     assert told["value"] is None
     assert told["privacy"] == {"epsilon": 1.25, **TERMS, "delta": "1e-05"}
+
+
+def test_the_end_of_a_sweep_in_lines(tmp_path: Path) -> None:
+    made = [
+        {"axes": {"lr": lr, "seed": s}, "value": 0.5 + s / 10, "privacy": private(float(lr))}
+        for lr in (1, 2)
+        for s in (0, 1)
+    ]
+    folder = make_sweep(tmp_path, made)
+    runs = read_runs(folder)
+    lines = settings_lines(summary(folder, runs, settings_of(runs)))
+    assert lines[:2] == [
+        "lr=1  accuracy 55.00 ± 7.07 %  2 seeds  epsilon 1 (delta 1e-05)  on the Pareto front",
+        "lr=2  accuracy 55.00 ± 7.07 %  2 seeds  epsilon 2 (delta 1e-05)",
+    ]
+    assert lines[2].startswith("privacy: Each epsilon here is that of one run")
+    assert "epsilon 6 at delta 4e-05" in lines[2] and len(lines) == 3
+    short = settings_lines(summary(folder, runs, settings_of(runs)), most=1)
+    assert short[1] == "... 1 more settings are in the report"
+    assert settings_lines({}) == []
