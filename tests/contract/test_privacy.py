@@ -17,7 +17,7 @@ from fedsim.errors import BudgetError, ConfigError, ResumeError
 from fedsim.files import sha256
 from fedsim.plan import plan
 from fedsim.progress import describe
-from fedsim.protection.ledger import LEDGER
+from fedsim.protection.ledger import LEDGER, Ledger
 from fedsim.results import RunFolder
 from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
@@ -95,6 +95,18 @@ charged = pytest.mark.parametrize(
     "case", [case for name, case in BASIC.items() if name != "label_dp"],
     ids=[name for name in BASIC if name != "label_dp"],
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _cheap_folders(monkeypatch):
+    """Asking git, and drawing a report, takes longer than these runs do."""
+
+    def write_report(folder):
+        (folder / "report.html").write_text("a report")
+        return folder / "report.html"
+
+    monkeypatch.setattr("fedsim.run.environment", lambda *args: {})
+    monkeypatch.setattr("fedsim.report.html.write_report", write_report)
 
 
 def build(case, root, *words, smoke=None):
@@ -206,7 +218,7 @@ def test_a_kill_never_lowers_epsilon(case, tmp_path):
     """Killed in each round, after its ledger line: resumed, it claims what it would have."""
     whole = start(case, tmp_path)
     list(whole.start())
-    for server_round in (1, 3):
+    for server_round in (1, 3):  # before and after the only checkpoint on the way
         run = start(case, tmp_path, "checkpoint.every=2")
         kill_in(run, server_round)
         lost = again(run)
@@ -280,10 +292,13 @@ def test_a_damaged_ledger_is_not_resumed(tmp_path):
         flipped = bytearray(whole)
         flipped[position] ^= 1 << int(rng.integers(8))
         broken.append(bytes(flipped))
+    chain = again(run).folder.load_checkpoint().covers[LEDGER]
     for data in broken:
         path.write_bytes(data)
         with pytest.raises(ResumeError, match=r"ledger\.jsonl"):
-            list(again(run).resume())
+            Ledger(path, run.simulation.protection).load(chain)
+    with pytest.raises(ResumeError, match=r"ledger\.jsonl"):
+        list(again(run).resume())
     path.unlink()
     with pytest.raises(ResumeError, match=r"ledger\.jsonl"):
         list(again(run).resume())
