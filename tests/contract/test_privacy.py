@@ -357,9 +357,11 @@ def test_the_command_line_says_so_and_exits_with_3(tmp_path):
 # --- what is said --------------------------------------------------------------------------------
 
 
-@every
-def test_every_field_of_the_statement_is_filled(case, tmp_path):
-    protection = build(case, tmp_path).protection
+@pytest.mark.parametrize(
+    "name", [*BASIC, *ADAPTIVE, "dp_sgd, replace one", "user_dp, uniform", "user_dp, full"]
+)
+def test_every_field_of_the_statement_is_filled(name, tmp_path):
+    protection = build(CASES[name], tmp_path).protection
     for statement in (protection.planned(), protection.statement()):
         for field in dataclasses.fields(statement):
             value = getattr(statement, field.name)
