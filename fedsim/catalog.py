@@ -25,6 +25,9 @@ GROUPS = (
 )
 """The groups of parts, in the order in which a scenario lists them."""
 
+APART = ("audit",)
+"""Groups of parts that no scenario holds: what a command does with a run."""
+
 _BASE = "base"
 
 
@@ -52,10 +55,10 @@ def entries(group: str, root: Path | None = None) -> list[Entry]:
     """Return the parts of a group, by name.
 
     Args:
-        group: One of `groups()`; any other has no parts.
+        group: One of `groups()` or `APART`; any other has no parts.
         root: The scenarios folder; the packaged one by default.
     """
-    return _entries((root or ROOT) / group) if group in GROUPS else []
+    return _entries((root or ROOT) / group) if group in (*GROUPS, *APART) else []
 
 
 def scenarios(root: Path | None = None) -> list[Entry]:

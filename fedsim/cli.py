@@ -1,7 +1,7 @@
 """The commands. Heavy imports live inside them, so that `--help` and `list` stay under a second.
 
 Exit codes: 0 done, 2 configuration error, 3 budget reached, 4 too few clients, 5 resume mismatch,
-130 interrupted (checkpoint kept), 1 anything else.
+6 a privacy claim was refuted by an audit, 130 interrupted (checkpoint kept), 1 anything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedsim.errors import ConfigError, FedsimError, ResumeError
+from fedsim.errors import AuditError, ConfigError, FedsimError, ResumeError
 
 if TYPE_CHECKING:
     from fedsim.run import Run
@@ -110,6 +110,53 @@ def resume(
 
 
 @app.command()
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="scenario=<names>, then overrides in Hydra's grammar, of which some have several "
+            "values: privacy.epsilon=0.5,1,2 'seed=range(0,5)' 'strategy=glob(fed*)'. The word "
+            "'and' stands between grids.",
+            metavar="scenario=NAME[,NAME]... [KEY=VALUE[,VALUE]...]... [and ...]",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Runs at once; by default, one per core."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster (extra: ray)."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="SWEEP", help="Go on with a sweep, from its folder."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Of the sweep's folder; by default, the scenario's."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run points again that an earlier sweep has run.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a scenario over a grid of values, several runs at once, and compare them.
+
+    Typed again, the command goes on where it stopped; points that have been run are left alone.
+    """
+    with _errors(debug):
+        # One core for each point; libraries read this once, when they are loaded.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        from fedsim.sweep import front
+
+        chosen = front.Choice(jobs=jobs, ray=ray, name=name, fresh=fresh, as_json=as_json)
+        if code := front.sweep(words or [], resume, chosen):
+            raise typer.Exit(code)
+
+
+@app.command()
 def plan(overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Say what a scenario would cost before it is run: messages, bytes, time."""
     with _errors(debug):
@@ -133,6 +180,26 @@ def plan(overrides: Overrides = None, as_json: Json = False, debug: Debug = Fals
             f"({1000 * cost.round_seconds:,.1f} ms per training round, measured)\n"
             f"privacy      {cost.privacy}"
         )
+
+
+@app.command()
+def audit(overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Attack a scenario's privacy claim: run it with canaries; exit 6 if the claim is refuted."""
+    with _errors(debug):
+        from fedsim.auditing.drive import AUDIT, run_audit
+        from fedsim.config import apart, compose
+        from fedsim.progress import display
+
+        scenario, rest = _scenario(overrides)
+        own, rest = apart.split("audit", rest)
+        found = run_audit(compose(scenario, rest), own, display(as_json=as_json))
+        if as_json:
+            typer.echo(json.dumps(json.loads((found.folder / AUDIT).read_text(encoding="utf-8"))))
+        else:
+            typer.echo("\n".join(found.verdict.words))
+            typer.echo(f"run:     {found.folder}\nreport:  {found.folder / 'report.html'}")
+        if found.verdict.refuted:
+            raise AuditError(f"REFUTED: {found.verdict.words[0]}")
 
 
 @app.command()
@@ -245,7 +312,7 @@ def list_(
             for row in rows:
                 typer.echo(f"{row.path:<{width}}  {row.value!r:<14}  {row.type}")
             return
-        groups = _groups(words, catalog.groups())
+        groups = _groups(words, (*catalog.groups(), *catalog.APART))
         found = {
             group: catalog.scenarios() if group == "scenarios" else catalog.entries(group)
             for group in groups
@@ -263,11 +330,18 @@ def list_(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")],
+    folder: Annotated[
+        Path, typer.Argument(help="A run folder, or a sweep's.", metavar="RUN_OR_SWEEP")
+    ],
     debug: Debug = False,
 ) -> None:
-    """Write a run's report.html again, e.g. while the run goes on."""
+    """Write the report.html of a run or of a sweep again, e.g. while it goes on."""
     with _errors(debug):
+        if (folder / "sweep.yaml").is_file():
+            from fedsim.sweep.report import write_sweep_report
+
+            typer.echo(write_sweep_report(folder))
+            return
         from fedsim.report.html import write_report
         from fedsim.results import RunFolder
 
@@ -350,7 +424,7 @@ def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     everything = ["scenarios", *known]
     plural = {"strategies": "strategy", "models": "model", "engines": "engine"}
     plural |= {"partitions": "partition", "clients": "client", "topologies": "topology"}
-    plural |= {"attacks": "attack"}
+    plural |= {"attacks": "attack", "audits": "audit"}
     chosen = [plural.get(word, word) for word in words or everything]
     for word in chosen:
         if word not in everything:

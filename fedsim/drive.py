@@ -25,7 +25,7 @@ def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
     Whatever ends it early is logged in the run's folder, and carries a note on how to go on.
     """
     try:
-        last = _drive(run, display, resume=resume)
+        last = run_rounds(run, display, resume=resume)
     except BudgetError:
         html.write_report(run.folder.path)
         raise
@@ -33,7 +33,8 @@ def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
     return last
 
 
-def _drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
+def run_rounds(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
+    """Do all that `drive` does but the report."""
     last = None
     with _quick_collections(), _logged(run), display as shown:
         try:

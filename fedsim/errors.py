@@ -44,6 +44,12 @@ class ResumeError(FedsimError):
     exit_code = 5
 
 
+class AuditError(FedsimError):
+    """An audit refuted the privacy claim of the run that it audited."""
+
+    exit_code = 6
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

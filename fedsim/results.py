@@ -79,23 +79,22 @@ class RunFolder:
         self._metrics_bytes = 0
 
     @classmethod
-    def create(cls, config: Config, *, smoke: bool = False) -> RunFolder:
+    def create(cls, config: Config, *, smoke: bool = False, at: Path | None = None) -> RunFolder:
         """Make a new folder under the scenario's `output.root` and write the configuration.
 
         Args:
             config: Of the run.
             smoke: Mark the run as cut down; see `fedsim.simulation.Smoke`.
+            at: The folder itself, one of `candidates`, written down before it is made; it may be
+                there already, if nothing has run in it.
 
         Raises:
             ConfigError: It cannot be made there.
         """
         root = Path(config.settings.output.root) / config.settings.name
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for attempt in range(1000):
-            suffix = f"-{attempt}" if attempt else ""
-            path = root / f"{stamp}_{config.hash[:8]}{suffix}"
+        for path in candidates(config) if at is None else [at]:
             try:
-                path.mkdir(parents=True)
+                path.mkdir(parents=True, exist_ok=at is not None)
                 break
             except FileExistsError:
                 if not path.is_dir():
@@ -277,6 +276,15 @@ class RunFolder:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise ResumeError(f"{self.path / name} cannot be read: {error.strerror}") from error
+
+
+def candidates(config: Config) -> Iterator[Path]:
+    """Yield the paths that a run's folder may have now; the first that is free will do."""
+    root = Path(config.settings.output.root) / config.settings.name
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        suffix = f"-{attempt}" if attempt else ""
+        yield root / f"{stamp}_{config.hash[:8]}{suffix}"
 
 
 def json_line(report: RoundReport) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -125,6 +125,9 @@ class RoundLoop:
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
         protection: The privacy mechanism.
+        frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
+            makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
+            server step magnifies what rounding leaves.
         charge: Puts what a round will release to (round, clients) on record before it happens, and
             returns epsilon so far; None where nothing is kept (`fedsim plan`).
     """
@@ -140,6 +143,7 @@ class RoundLoop:
     observer: Observer | None = None
     protection: Protection = field(default_factory=Protection)
     charge: Callable[[int, np.ndarray], float | None] | None = None
+    frozen: Collection[str] = ()
 
     def run(self, params: Params, done: int = 0) -> Iterator[tuple[Params, RoundReport]]:
         """Run rounds `done + 1 .. last_round`, yielding the model and a report after each.
@@ -305,6 +309,9 @@ class RoundLoop:
                 raise third_party.StrategyError(
                     f"{who} returned no array '{name}' of {list(like.shape)}"
                 )
+            if name in self.frozen:
+                result[name] = like
+                continue
             tensor = new[name] if like.is_floating_point() else new[name].round()
             result[name] = tensor.to(like.device, like.dtype)
             if not is_finite(result[name]):

@@ -86,6 +86,10 @@ class _FewClients(Schedule):
         return self.schedule.sampling()
 
 
+Plant = Callable[["Simulation", Protection], Protection]
+"""(the run, its privacy mechanism) -> what takes the mechanism's place."""
+
+
 class Simulation:
     """One run, built from its configuration. Parts are made when they are first asked for.
 
@@ -93,10 +97,15 @@ class Simulation:
         config: The scenario.
         smoke: Cut it down; see `Smoke`.
         flower_grid: Where Flower has started this run, the grid that leads to its nodes.
+        plant: Returns what takes the place of the privacy mechanism, in an audit of it.
     """
 
     def __init__(
-        self, config: Config, smoke: Smoke | None = None, flower_grid: Grid | None = None
+        self,
+        config: Config,
+        smoke: Smoke | None = None,
+        flower_grid: Grid | None = None,
+        plant: Plant | None = None,
     ) -> None:
         quiet_flower()
         torch.set_num_threads(1)  # one thread per client: results do not depend on the machine
@@ -104,6 +113,7 @@ class Simulation:
         self.settings = config.settings
         self.smoke = smoke
         self.flower_grid = flower_grid
+        self.plant = plant
         self.last_round = 1 if smoke else self.settings.rounds
 
     @cached_property
@@ -224,7 +234,8 @@ class Simulation:
             smoke=self.smoke is not None,
         )
         with _about("privacy"):
-            return self.privacy_part.bind(setting)
+            bound = self.privacy_part.bind(setting)
+            return self.plant(self, bound) if self.plant else bound
 
     @cached_property
     def work(self) -> LocalSGD:
@@ -331,6 +342,7 @@ class Simulation:
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
             protection=self.protection,
+            frozen=self.runtime.frozen,
         )
 
     def _observer(self) -> Observer:

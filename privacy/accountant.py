@@ -28,6 +28,7 @@ from privacy.accounting.gaussian import gaussian_delta, gaussian_epsilon
 from privacy.accounting.prv import prv_epsilon
 from privacy.accounting.pure import pure_epsilon
 from privacy.accounting.rdp import best_of_curve, rdp_curve, rdp_delta, rdp_epsilon
+from privacy.accounting.secant import smallest_noise
 from privacy.events import (
     DiscreteGaussian,
     Event,
@@ -52,9 +53,6 @@ __all__ = [
     "prv",
     "rdp",
 ]
-
-TIGHT = 1e-5
-"""`calibrate` returns at most this much (relative) more noise than is needed."""
 
 CURVE_RATIO = 1.28
 """`EpsilonCurve` looks at counts this far apart: 36 of them up to 10^4."""
@@ -127,7 +125,7 @@ def delta(events: Sequence[Event], *, epsilon: float, relation: Relation) -> flo
         ConfigError: See `epsilon`.
     """
     _check(0.5, relation)
-    if not epsilon >= 0:
+    if not 0 <= epsilon < math.inf:
         raise ConfigError(f"epsilon: {epsilon!r}; allowed: [0, inf)")
     plain = canonical(events, relation)
     who = _accountant(plain, 0.5, relation)
@@ -145,13 +143,19 @@ def delta(events: Sequence[Event], *, epsilon: float, relation: Relation) -> flo
 def rdp(events: Sequence[Event], *, delta: float, relation: Relation) -> float:
     """Return epsilon by Renyi DP: a cross-check, at or above `epsilon` by up to 80 %."""
     _check(delta, relation)
-    return rdp_epsilon(rdp_curve(canonical(events, relation), relation), delta)
+    plain = canonical(events, relation)
+    if _accountant(plain, 0.5, relation) in (NOTHING, NO_NOISE):
+        return _epsilon(plain, delta, relation).epsilon
+    return rdp_epsilon(rdp_curve(plain, relation), delta)
 
 
 def prv(events: Sequence[Event], *, delta: float, relation: Relation, error: float = 0.01) -> float:
     """Return epsilon by Opacus' PRV accountant: a cross-check; see `accounting/prv.py`."""
     _check(delta, relation)
-    return prv_epsilon(canonical(events, relation), delta, relation, error)
+    plain = canonical(events, relation)
+    if _accountant(plain, 0.5, relation) in (NOTHING, NO_NOISE):
+        return _epsilon(plain, delta, relation).epsilon
+    return prv_epsilon(plain, delta, relation, error)
 
 
 def calibrate(
@@ -161,7 +165,7 @@ def calibrate(
     delta: float,
     relation: Relation,
 ) -> float:
-    """Return the smallest noise whose events cost at most `epsilon`, to 1e-5 (never below it).
+    """Return the smallest noise whose events cost at most `epsilon`, to 4e-5 (never below it).
 
     Bracketed and solved on a coarse grid first, which costs hundredths of a second a time; then a
     few secant steps on the grid that claims are made on.
@@ -206,32 +210,7 @@ def calibrate(
             )
     root = brentq(lambda x: rough(x) - epsilon, low, high, xtol=1e-7)
     slope = (rough(root + 0.01) - rough(root - 0.01)) / 0.02
-    return _secant(cost, epsilon, math.exp(root), min(slope, -1e-3 * epsilon))
-
-
-def _secant(cost: Callable[[float], float], epsilon: float, noise: float, slope: float) -> float:
-    """Return the smallest noise that costs at most `epsilon`, to `TIGHT`, starting close to it.
-
-    Args:
-        cost: Decreasing.
-        epsilon: Target.
-        noise: First guess.
-        slope: d cost / d log noise there, < 0.
-    """
-    low, high = 0.0, math.inf  # cost(low) > epsilon >= cost(high)
-    while high > low * (1 + TIGHT):
-        found = cost(noise)
-        if found > epsilon:
-            low = max(low, noise)
-        else:
-            high = min(high, noise)
-        # Aim a quarter of the tolerance to the side that is still open.
-        root = noise * math.exp(min(max((epsilon - found) / slope, -1.0), 1.0))
-        aim = root * (1 + TIGHT / 4) if math.isinf(high) or low >= root else root / (1 + TIGHT / 4)
-        if high < math.inf and low > 0 and not low < aim < high:
-            aim = math.sqrt(low * high)
-        noise = aim
-    return high
+    return smallest_noise(cost, epsilon, math.exp(root), min(slope, -1e-3 * epsilon))
 
 
 class EpsilonCurve:

@@ -15,8 +15,11 @@ import numpy as np
 
 from fedsim.errors import BudgetError, ConfigError
 from fedsim.protection import Line, Protection, Setting, Statement
-from privacy.accountant import EpsilonCurve, delta_warning, epsilon
+from privacy.accountant import EpsilonCurve, best_of, delta_warning, epsilon
 from privacy.events import Event
+
+BEST_OF = (5, 20, 100)
+"""For how many runs, on average, the cost of publishing only the best is stated."""
 
 SMOKE = "A smoke run, of which nothing may be claimed"
 
@@ -103,7 +106,21 @@ class Accounted(Protection):
 
     def planned(self) -> Statement:
         """See `Protection.planned`."""
-        return self._stated(self._planned)
+        return replace(self._stated(self._planned), best_of=self._best_of())
+
+    def _best_of(self) -> dict[int, float]:
+        claim, events = self._claim, self._times(self._planned)
+        if self._smoke:
+            return {}
+        try:
+            return {
+                runs: best_of(
+                    events, mean_runs=runs, delta=claim.delta, relation=claim.relation
+                ).epsilon
+                for runs in BEST_OF
+            }
+        except ConfigError:  # not every event has a Renyi divergence: nothing is said then
+            return {}
 
     def _stated(self, rounds: int) -> Statement:
         claim = self._claim

@@ -91,7 +91,7 @@ class DPSGD(PrivacyPart):
         target_quantile: With `adaptive`: the share of samples that are to be within C.
         clip_lr: With `adaptive`: how fast C moves.
         count_noise: With `adaptive`: standard deviation of the noise on the count; null for
-            `client.batch_size` / 20, as the paper has it.
+            `client.batch_size` / 20, as the paper has it for clients, but at least z.
     """
 
     hides_sizes = True
@@ -244,9 +244,8 @@ class DPSGDEstimator(GradientEstimator):
     def check(self, runtime: ClientRuntime) -> None:
         self.denominator = float(runtime.work.batch_size)
         if self.part.clipping == "adaptive":  # said now, and not in the first round
-            update_multiplier(
-                self.part.noise_multiplier or 0.0, self.part.count_noise or self.denominator / 20
-            )
+            noise = self.part.noise_multiplier or 0.0
+            update_multiplier(noise, self.part.count_noise or max(self.denominator / 20, noise))
         if self.part.physical_batch_size is not None and runtime.drops:
             raise ConfigError(
                 "privacy.physical_batch_size: the model has dropout, whose masks are drawn for a "
@@ -337,7 +336,7 @@ class ClipAndNoise(Privatiser):
         self.noise_multiplier = part.noise_multiplier or 0.0
         self.clip_K = torch.full((len(sources),), part.clip_norm, dtype=self.dtype)
         self.clip_K = self.clip_K.to(self.device)
-        self.count_noise = part.count_noise or denominator / 20
+        self.count_noise = part.count_noise or max(denominator / 20, self.noise_multiplier)
         if part.clipping == "adaptive":
             self.noise_multiplier = update_multiplier(self.noise_multiplier, self.count_noise)
         self.within_K = torch.zeros_like(self.clip_K)

@@ -10,7 +10,6 @@ labels: they are drawn once for each sample, from a key of the client alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import seeds
 from fedsim.errors import ConfigError
 from fedsim.parts import Range
 from fedsim.protection import Line, PrivacyPart, Setting, Statement
 from privacy.accounted import Accounted
 from privacy.events import Event, PureDP
-from privacy.normal import KEYED_STATEMENT
+from privacy.normal import KEYED_STATEMENT, keyed
+from privacy.randomised_response import RandomisedResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class LabelDP(PrivacyPart):
         epsilon: Of each label; δ is 0.
     """
 
-    epsilon: Annotated[float, Range(gt=0)] = 1.0
+    epsilon: Annotated[float, Range(gt=0, le=16)] = 1.0
 
     def bind(self, setting: Setting) -> LabelDPProtection:
         """See `PrivacyPart.bind`."""
@@ -77,8 +76,8 @@ class LabelDPProtection(Accounted):
             budget=None,
             per_client=False,
         )
-        self.seed, self.num_classes = setting.seed, num_classes
-        self.keep = 1 / (1 + (num_classes - 1) * math.exp(-part.epsilon))
+        self.seed = setting.seed
+        self.channel = RandomisedResponse(kinds=num_classes, epsilon=part.epsilon)
 
     def releases(self, server_round: int, clients: np.ndarray) -> Sequence[Line]:
         """See `Protection.releases`: all labels at once, before the first round."""
@@ -86,7 +85,5 @@ class LabelDPProtection(Accounted):
 
     def targets(self, client: int, y: Tensor) -> Tensor:
         """See `Protection.targets`."""
-        rng = seeds.rng(self.seed, 0, client, "label-dp")
-        truthful = torch.from_numpy(rng.random(len(y)) < self.keep).to(y.device)
-        shift = torch.from_numpy(rng.integers(1, self.num_classes, len(y))).to(y.device, y.dtype)
-        return torch.where(truthful, y, (y + shift) % self.num_classes)
+        reports = self.channel.privatise(y.cpu().numpy(), keyed(self.seed, 0, client, "label-dp"))
+        return torch.from_numpy(reports).to(y.device, y.dtype)

@@ -1,17 +1,19 @@
 """Where noise comes from: a keyed generator (simulation) or the operating system's (release).
 
-Every mechanism draws through one `NoiseSource`, so that what a run's statement says about its noise is
-said by the object that made it.
+Every mechanism draws through one `NoiseSource`, so that what a run's statement says about its noise
+is said by the object that made it.
 
-    keyed(seed, round, client, purpose)   a torch generator of `fedsim.seeds`: the same key, the same
-                                          numbers. Whoever knows the seed can subtract the noise.
-    system()                              os.urandom: 64-bit words -> uniforms of 53 bits -> Box-Muller,
-                                          in float64. Nothing is kept, nothing can be repeated.
+    keyed(seed, round, client, purpose)   a torch generator of `fedsim.seeds`: the same key, the
+                                          same numbers. Whoever knows the seed can subtract the
+                                          noise.
+    system()                              os.urandom: 64-bit words -> uniforms of 53 bits ->
+                                          Box-Muller, in float64. Nothing is kept, nothing can be
+                                          repeated.
 
-Both are floating-point Gaussians: their outputs do not fill the real line, and the gaps depend on the
-number that they are added to (Mironov 2012). `system(terms=4)` adds four normals and halves the sum
-(Holohan and Braghin, 2021, arXiv:2107.10138), which makes that attack's search infeasible but proves
-nothing; `privacy.discrete` has noise whose outputs lie on one lattice.
+Both are floating-point Gaussians: their outputs do not fill the real line, and the gaps depend on
+the number that they are added to (Mironov 2012). `system(terms=4)` adds four normals and halves the
+sum (Holohan and Braghin, 2021, arXiv:2107.10138), which makes that attack's search infeasible but
+proves nothing; `privacy.discrete` has noise whose outputs lie on one lattice.
 
 Shapes: P all parameters of one client laid flat; K clients.
 """
@@ -101,7 +103,7 @@ def normal_rows(
 
 
 def normal_like(source: NoiseSource, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return noise in the shapes, types and devices of `tensors`: one flat draw, split in their order.
+    """Return noise shaped like `tensors`, on their devices: one flat draw, split in their order.
 
     One draw rather than one per tensor, so that the numbers do not depend on how the parameters are
     cut, and the cohort's [K, P] rows hold the same ones.
@@ -109,7 +111,7 @@ def normal_like(source: NoiseSource, tensors: Mapping[str, Tensor]) -> dict[str,
     dtypes = {tensor.dtype for tensor in tensors.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
     flat_P = source.normal(sum(tensor.numel() for tensor in tensors.values()), dtype=dtype)
-    pieces = flat_P.split([tensor.numel() for tensor in tensors.values()])
+    pieces = torch.split(flat_P, [tensor.numel() for tensor in tensors.values()])
     return {
         name: piece.view(tensor.shape).to(device=tensor.device, dtype=tensor.dtype)
         for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)

@@ -19,40 +19,28 @@ same); weights are capped by a public ŵ and the denominator is the planned numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from fedsim import seeds
-from fedsim.client.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.participation.sampling import Unsampled
 from fedsim.parts import Range
 from fedsim.protection import PrivacyPart, Setting, Statement
 from fedsim.protection.statement import Relation
-from fedsim.records import Params, Replies, Scalar
+from fedsim.records import Params
 from privacy.accountant import calibrate
-from privacy.accounted import Accounted, is_fresh, most_rounds
+from privacy.accounted import is_fresh, most_rounds
+from privacy.clipped_sum import ClippedSum
 from privacy.clipping import next_bound, noisy_fraction, update_multiplier
 from privacy.events import Event, Gaussian
-from privacy.normal import KEYED_STATEMENT, SYSTEM_STATEMENT, NoiseSource, keyed, system
-from privacy.updates import (
-    OneReply,
-    check_mean_only,
-    check_sends_model_only,
-    client_weights,
-    clipped_rows,
-    infinite,
-    planned_clients,
-    relation_of,
-    shrink_,
-    unflatten,
-)
+from privacy.normal import KEYED_STATEMENT, SYSTEM_STATEMENT, NoiseSource
+from privacy.updates import check_mean_only, infinite, relation_of
 
-CLIP_NORM, WITHIN = "clip-norm", "within-clip-norm"
+WITHIN = "within-clip-norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +62,7 @@ class UserDP(PrivacyPart):
         noise_source: `keyed` (repeatable), `system` (the operating system's generator), or `auto`:
             keyed in simulation, system in a deployment.
         target_quantile, clip_lr, count_noise: With `adaptive`; `count_noise` null for the planned
-            number of clients / 20, as the paper has it.
+            number of clients / 20, as the paper has it, but at least z.
     """
 
     epsilon: Annotated[float, Range(gt=0)] | None = None
@@ -140,113 +128,61 @@ class UserDP(PrivacyPart):
         )
 
 
-class UserDPProtection(Accounted):
-    """One run of `UserDP`.
+class UserDPProtection(ClippedSum):
+    """One run of `UserDP`; the arguments are those of `ClippedSum`."""
 
-    Attributes:
-        clip_norm: C of the next round.
-    """
-
-    def __init__(
-        self,
-        part: UserDP,
-        *,
-        noise_multiplier: float,
-        fresh: bool,
-        claim: Statement,
-        sampling: str,
-        events: Sequence[Event],
-        setting: Setting,
-        planned: int,
-        per_client: bool,
-    ) -> None:
+    def __init__(self, part: UserDP, *, noise_multiplier: float, **run: Any) -> None:
         super().__init__(
-            claim=claim,
-            sampling=sampling,
-            events=events,
-            setting=setting,
-            planned=planned,
+            name="privacy=user_dp",
+            clip_norm=part.clip_norm,
+            weight_cap=part.weight_cap,
             budget=part.epsilon,
-            per_client=per_client,
-            population=setting.num_clients,
+            **run,
         )
-        self.part, self.fresh, self.seed = part, fresh, setting.seed
-        self.clip_norm = part.clip_norm
-        self.denominator = planned_clients(setting)
-        self.count_noise = part.count_noise or self.denominator / 20
-        self.adaptive = part.clipping == "adaptive"
+        self.part, self.adaptive = part, part.clipping == "adaptive"
+        self.count_noise = part.count_noise or max(self.denominator / 20, noise_multiplier)
         self.noise_multiplier = noise_multiplier
         if self.adaptive:
             self.noise_multiplier = update_multiplier(noise_multiplier, self.count_noise)
+        self._within = self._answered = 0
 
-    public_examples = 1.0
-    seals = True
-
-    @property
-    def replays(self) -> bool:
-        return not self.fresh
-
-    def check(self, runtime: ClientRuntime) -> None:
-        """See `Protection.check`."""
-        check_sends_model_only(runtime, "privacy=user_dp")
-
-    def told(self) -> Mapping[str, Scalar]:
-        """See `Protection.told`: C."""
-        return {CLIP_NORM: self.clip_norm}
-
-    def seal_(
-        self,
-        weights: Params,
-        start: Params,
-        clients: np.ndarray,
-        server_round: int,
-        num_examples: np.ndarray,
-        told: Mapping[str, Scalar],
-    ) -> Params:
-        """See `Protection.seal_`: clip, and say who was within the norm."""
-        clip_norm = float(told[CLIP_NORM])
-        weight_K = client_weights(num_examples, self.part.weight_cap)
-        norms_K = shrink_(weights, start, clip_norm, weight_K)
+    def said(self, norms_K: Tensor, clip_norm: float, device: torch.device) -> Params:
+        """See `ClippedSum.said`: whether one was within the norm."""
         if not self.adaptive:
             return {}
-        like = next(iter(weights.values()))
-        return {WITHIN: (norms_K <= clip_norm).to(like.device, torch.float32).unsqueeze(1)}
+        return {WITHIN: (norms_K <= clip_norm).to(device, torch.float32).unsqueeze(1)}
 
     def sealed_like(self) -> Params:
         """See `Protection.sealed_like`."""
         return {WITHIN: torch.zeros(1)} if self.adaptive else {}
 
-    def receive(self, server_round: int, params: Params, replies: Replies) -> Replies:
-        """See `Protection.receive`."""
-        device = next(iter(params.values())).device
-        size = sum(t.numel() for t in params.values() if t.is_floating_point())
-        total_P = torch.zeros(size, dtype=torch.float64, device=device)
-        within, answered = 0, 0
-        for chunk in replies.chunks():
-            for part in chunk.parts():
-                total_P += clipped_rows(part, params, self.clip_norm).sum(0)
-            if self.adaptive:
-                within += int((chunk.client_arrays[WITHIN] > 0.5).sum())
-                answered += len(chunk)
-        source = self._source(server_round)
-        if self.noise_multiplier:
-            noise_P = source.normal(size, dtype=torch.float64).to(device)
-            total_P.add_(noise_P, alpha=self.noise_multiplier * self.clip_norm)
+    def heard(self, said: Params, count: int) -> None:
+        """See `ClippedSum.heard`; each client counts once at most, whatever it says."""
         if self.adaptive:
-            self._move_clip(within, answered, source)
-        return OneReply(params, unflatten(total_P / self.denominator, params))
+            self._within += int((said[WITHIN] > 0.5).sum())
+            self._answered += count
 
-    def _source(self, server_round: int) -> NoiseSource:
-        if self.fresh:
-            return system()
-        return keyed(self.seed, server_round, seeds.SERVER, "user-dp")
+    def noise(self, server_round: int, size: int) -> Tensor:
+        """See `ClippedSum.noise`; with `adaptive`, also moves C."""
+        source = self.source(server_round)
+        if not self.noise_multiplier:
+            noise_P = torch.zeros(size, dtype=torch.float64)
+        else:
+            std = self.noise_multiplier * self.clip_norm
+            noise_P = source.normal(size, dtype=torch.float64).mul_(std)
+        if self.adaptive:
+            self._move_clip(source)
+        return noise_P
 
-    def _move_clip(self, within: int, answered: int, source: NoiseSource) -> None:
+    def _move_clip(self, source: NoiseSource) -> None:
         noise = float(source.normal(1, dtype=torch.float64)) * self.count_noise
-        planned = max(1, round(self.denominator))
         fraction = noisy_fraction(
-            within, answered, planned, noise if self.noise_multiplier else 0.0
+            self._within,
+            self._answered,
+            max(1, round(self.denominator)),
+            noise if self.noise_multiplier else 0.0,
         )
+        self._within = self._answered = 0
         self.clip_norm = next_bound(
             self.clip_norm,
             fraction,

@@ -157,6 +157,7 @@ def run(
         evaluation=Evaluation(central=None, clients=evaluate, every=1),
         seed=0,
         last_round=rounds,
+        frozen=runtime.frozen,
     )
     results = list(loop.run(runtime.initial_params()))
     return results[-1][0], [report for _, report in results]

@@ -104,8 +104,8 @@ print(json.dumps({"answers": answers, "heavy": heavy, "seconds": time.process_ti
 
 def test_help_version_and_list_are_quick_and_import_nothing_heavy() -> None:
     words: list[list[str]] = [["--help"], ["--version"], ["list"], ["run", "--help"], []]
-    words += [["deploy", "--help"]]
-    words += [["list", group] for group in ("scenarios", "strategies", *catalog.GROUPS)]
+    words += [["deploy", "--help"], ["sweep", "--help"]]
+    words += [["list", group] for group in ("scenarios", "strategies", *catalog.GROUPS, "audit")]
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps(words)],
         env={**os.environ, "PYTHONPATH": str(HOME)},
@@ -120,8 +120,10 @@ def test_help_version_and_list_are_quick_and_import_nothing_heavy() -> None:
     assert codes == [0] * 4 + [2] + [0] * (len(words) - 5)
     for option in ("--local", "--to", "--write", "--host", "--insecure", "--resume", "--smoke"):
         assert option in told["answers"][5][1]
+    for option in ("--jobs", "--ray", "--resume", "--name", "--fresh", "--json"):
+        assert option in told["answers"][6][1]
     text = [answer for _, answer in told["answers"]]
-    for command in ("run", "resume", "plan", "deploy", "list", "report"):
+    for command in ("run", "resume", "sweep", "plan", "deploy", "list", "report"):
         assert command in text[0]
     assert text[1] == f"{fedsim.__version__}\n"
     for entry in [*catalog.scenarios(), *catalog.entries("strategy")]:
@@ -132,7 +134,7 @@ def test_help_version_and_list_are_quick_and_import_nothing_heavy() -> None:
 
 def test_list_as_json() -> None:
     listed = json.loads(call("list", "--json").stdout)
-    assert list(listed) == ["scenarios", *catalog.GROUPS]
+    assert list(listed) == ["scenarios", *catalog.GROUPS, *catalog.APART]
     assert "quickstart" in listed["scenarios"]
     assert listed["engine"]["in_process"].startswith("The sequential reference")
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from fedsim import catalog
 from fedsim.config import build_part, compose
@@ -45,6 +48,7 @@ TOKENS = [
 WITH: dict[tuple[str, str], list[str]] = {
     ("data", "table"): [*PEOPLE[1:], "model=linear"],
     ("data", "shakespeare"): ["model=transformer", "model.width=8"],
+    ("data", "sentence_polarity"): ["model=text_classifier", "model.width=8"],
     **{
         ("data", name): ["model=linear"]
         for name in ("california_housing", "diabetes", "adult", "retinamnist")
@@ -56,6 +60,9 @@ WITH: dict[tuple[str, str], list[str]] = {
     **{("model", name): IMAGES for name in ("cnn", "cnn_cifar10", "cnn_cifar100", "cnn_svhn")},
     ("model", "resnet"): IMAGES,
     ("model", "transformer"): TOKENS,
+    ("model", "text_classifier"): TOKENS[:5],
+    ("model", "pretrained"): [*TOKENS[:3], "model.file={folder}/start.safetensors"],
+    ("model", "lora"): [*TOKENS[:3], "model.base.file={folder}/start.safetensors"],
 }
 """What a part needs beside itself, over `base`."""
 
@@ -70,12 +77,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = [",".join(map(str, [*rng.integers(9, size=6), i % 2])) for i in range(80)]
     (folder / "tokens.csv").write_text("\n".join(["a,b,c,d,e,f,y", *tokens]) + "\n")
     (folder / "trace.csv").write_text("round,client\n1,0\n1,2\n")
+    words = [word.format(folder=folder) for word in [CLIENTS, COHORT, *TOKENS[:3]]]
+    simulation = Simulation(compose("base", [*words, "model=text_classifier"]))
+    save_file(simulation.runtime.initial_params(), folder / "start.safetensors")
     return folder
+
+
+def starts(spec: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Yield (key, scenario) where a model starts from the newest run of another scenario."""
+    if spec.get("file"):
+        folder = Path(spec["file"])
+        if folder.parts[:2] == ("results", "runs"):
+            yield f"{path}.file", folder.name
+    if "base" in spec:
+        yield from starts(spec["base"], f"{path}.base")
 
 
 def smoke(scenario: str, words: list[str], root: Path) -> list[RoundReport]:
     """Do what `fedsim run --smoke` does."""
-    config = compose(scenario, [*words, "device=cpu", f"output.root={root}"])
+    words = [*words, "device=cpu", f"output.root={root}"]
+    config = compose(scenario, words)
+    for key, first in starts(config.values["model"], "model"):
+        smoke(first, words, root)  # what would have left the weights that this one starts from
+        config = compose(scenario, [*words, f"{key}={next((root / first).iterdir())}"])
     simulation = Simulation(config, Smoke())
     try:
         assert simulation.loop

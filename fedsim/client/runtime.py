@@ -42,6 +42,7 @@ class ClientRuntime:
             it was put together by hand.
         train_targets: (client, its targets) -> those it trains on, where an attack or a privacy
             mechanism changes them.
+        trainable, frozen: Names of the model's parameters that clients train, and of the others.
     """
 
     dataset: Dataset
@@ -57,6 +58,7 @@ class ClientRuntime:
     train_targets: Callable[[int, Tensor], Tensor] | None = None
     hides_sizes: bool = False
     trainable: tuple[str, ...] = field(init=False)
+    frozen: frozenset[str] = field(init=False)
     dtypes: dict[str, torch.dtype] = field(init=False)
     drops: bool = field(init=False)
 
@@ -64,6 +66,8 @@ class ClientRuntime:
         self.trainable = tuple(
             name for name, parameter in self.model.named_parameters() if parameter.requires_grad
         )
+        named = dict(self.model.named_parameters())
+        self.frozen = frozenset(named) - frozenset(self.trainable)
         self.dtypes = {name: tensor.dtype for name, tensor in self.initial_params().items()}
         modules = self.model.modules()
         self.drops = any(isinstance(m, KeyedDropout) and m.p > 0 for m in modules)

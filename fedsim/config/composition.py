@@ -108,7 +108,17 @@ class Config:
         return cls(scenario, overrides, assemble(tree, changes, lambda path: label))
 
 
-def compose(scenario: str, overrides: Sequence[str] = (), *, root: Path | None = None) -> Config:
+Loaded = dict[tuple[str, tuple[tuple[str, str], ...]], tuple[sources.Source, dict[str, Any]]]
+"""The files behind (scenario, choices of parts), composed; see `compose`."""
+
+
+def compose(
+    scenario: str,
+    overrides: Sequence[str] = (),
+    *,
+    root: Path | None = None,
+    loaded: Loaded | None = None,
+) -> Config:
     """Compose and check a scenario.
 
     Args:
@@ -116,16 +126,24 @@ def compose(scenario: str, overrides: Sequence[str] = (), *, root: Path | None =
             own folder is then searched for parts, too (and first).
         overrides: In Hydra's grammar, e.g. `["strategy=fedau", "partition.alpha=0.1"]`.
         root: The scenarios folder; the packaged one by default.
+        loaded: What earlier calls have read, which this one adds to: many points of one scenario
+            read its files once. None reads them afresh.
 
     Raises:
         ConfigError: Anything about it is wrong; the message names the key, where it was set, and
             what is allowed.
     """
     choices, changes = parse(overrides)
-    source = sources.find(scenario, root)
-    tree = sources.load(source, choices)
+    key = (scenario, tuple(sorted(choices.items())))
+    if loaded is not None and key in loaded:
+        source, tree = loaded[key]
+    else:
+        source = sources.find(scenario, root)
+        tree = sources.load(source, choices)
+        if loaded is not None:
+            loaded[key] = source, tree
     if "name" not in source.keys:
-        tree["name"] = source.file.stem
+        tree = {**tree, "name": source.file.stem}
     set_here = [change.key for change in changes]
 
     def where(path: str) -> str | None:

@@ -70,6 +70,21 @@ def parse(overrides: Sequence[str]) -> tuple[dict[str, str], list[Change]]:
 
 
 def _parse(parser: OverridesParser, text: str) -> Override:
+    parsed = read(parser, text)
+    if parsed.is_sweep_override():
+        raise ConfigError(
+            f"{text!r} asks for several runs; give one value per run, or write a list as "
+            f"{parsed.key_or_group}=[a,b]; fedsim sweep takes several values"
+        )
+    return parsed
+
+
+def read(parser: OverridesParser, text: str) -> Override:
+    """Read one override, which may ask for several values.
+
+    Raises:
+        ConfigError: It is not in Hydra's grammar, or its key is not written with dots alone.
+    """
     try:
         parsed = parser.parse_override(text)
     # ValueError: an integer of more digits than Python reads; RecursionError: too many brackets.
@@ -79,11 +94,6 @@ def _parse(parser: OverridesParser, text: str) -> Override:
             f"cannot read override {text[:200]!r}: {reason[:200]}; write key=value, and quote "
             "special characters: key='a, b'"
         ) from error
-    if parsed.is_sweep_override():
-        raise ConfigError(
-            f"{text!r} asks for several runs; give one value per run, or write a list as "
-            f"{parsed.key_or_group}=[a,b]"
-        )
     if parsed.package is not None or "/" in parsed.key_or_group:
         raise ConfigError(f"{text!r}: a key is written with dots alone, as in partition.alpha=0.5")
     return parsed

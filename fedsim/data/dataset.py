@@ -30,6 +30,8 @@ class Dataset:
         columns: Further per-sample columns of the *train* set, each `[N]`: a natural user or group,
             a location. Partitions by user read them.
         class_names: One name per class, or empty.
+        num_tokens: Inputs that are tokens lie in [0, num_tokens) whatever the samples are; None:
+            known from the samples only, and a model sized by them tells of the largest one.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Dataset:
     num_outputs: int
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    num_tokens: int | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

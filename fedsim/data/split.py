@@ -1,6 +1,9 @@
-"""The train/test split of a data set that is published without one."""
+"""The train/test and public/private splits of a data set that is published without one."""
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,3 +45,33 @@ def holdout(
             f"training and {len(test)} for testing; both need at least one"
         )
     return train, test
+
+
+def keyed_uniform(names: Sequence[str], split_seed: int) -> np.ndarray:
+    """Return one number in [0, 1) per name, float64 `[N]`: a function of the name and the seed.
+
+    What is decided by it does not depend on what else there is: adding or removing a record moves
+    no other, as claims about neighbouring data sets need, and equal names fall on the same side.
+    """
+    return np.array(
+        [
+            seeds.rng(split_seed, 0, zlib.crc32(name.encode()), "data.side").random()
+            for name in names
+        ],
+        np.float64,
+    )
+
+
+def side_of(
+    uniform_N: np.ndarray, test_fraction: float, public_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return who is for testing, and who of the others is public, bool `[N]` each.
+
+    Example:
+        >>> test, public = side_of(np.array([0.1, 0.3, 0.59, 0.61, 0.9]), 0.2, 0.5)
+        >>> test.tolist(), public.tolist()
+        ([True, False, False, False, False], [False, True, True, False, False])
+    """
+    test_N = uniform_N < test_fraction
+    public_N = ~test_N & (uniform_N < test_fraction + (1 - test_fraction) * public_fraction)
+    return test_N, public_N

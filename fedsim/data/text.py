@@ -4,13 +4,19 @@ The task is that of McMahan et al. 2017 (arXiv:1602.05629, section 3) and of LEA
 (arXiv:1812.01097): predict each next character of what one role says.
 Differs from both: windows of a speaker do not overlap, and every position of a window is a
 target, not only the last.
+
+Roles can be split into public ones, to train on without privacy first, and private ones. Which side
+a role is on belongs to its name alone, so that adding or removing a role moves no other. With such
+a split the alphabet is that of the public roles, and one more token stands for every other
+character: an alphabet of the private text would tell, without noise, of a character that one role
+uses.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,7 +24,8 @@ import torch
 from fedsim.data.columns import text_column
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.data.files import find, read_text
-from fedsim.errors import DataError
+from fedsim.data.split import keyed_uniform, side_of
+from fedsim.errors import ConfigError, DataError
 from fedsim.parts import Range
 
 _PUBLISHED = {
@@ -34,8 +41,9 @@ class Text(DataPart):
     """Windows of `length` characters; the target of a position is the character after it.
 
     Inputs and targets are int64 `[N, length]`, numbered by the sorted characters of the whole text
-    (`Dataset.class_names`). Where the text has headings (a line `NAME:` after an empty line), the
-    speeches of each name are joined by line ends and cut into windows, and
+    (`Dataset.class_names`); with `roles: public` or `private`, by those of the public roles, and
+    the last number for all others. Where the text has headings (a line `NAME:` after an empty
+    line), the speeches of each name are joined by line ends and cut into windows, and
     `Dataset.columns["speaker"]` names the speaker of each train window. Speakers come in their
     order of appearance, each one's windows in the order of the text; what is left after a
     speaker's last whole window is dropped, and with it speakers of `length` characters or fewer.
@@ -48,6 +56,10 @@ class Text(DataPart):
         speakers: Cut by headings; false takes the text as one, headings included, with no columns.
         test_fraction: Share of each speaker's windows kept for testing, rounded down: the last
             ones, so that no test window lies between train windows.
+        roles: Whose windows, to train and to test on: `all`, or only those of the roles that count
+            as `public` or as `private`.
+        public_fraction: Probability that a role counts as public, by its name.
+        split_seed: Keys which do. It is the data's own, not the scenario's.
     """
 
     name: str = "shakespeare"
@@ -56,6 +68,17 @@ class Text(DataPart):
     length: Annotated[int, Range(ge=1, le=65536)] = 80
     speakers: bool = True
     test_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.2
+    roles: Literal["all", "public", "private"] = "all"
+    public_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.5
+    split_seed: Annotated[int, Range(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.roles != "all" and not self.speakers:
+            raise ConfigError(
+                f"roles: {self.roles} needs data.speakers=true, for there are no roles without "
+                "headings; type data.roles=all"
+            )
 
     def load(self) -> Dataset:
         """Read the text and cut it into windows; see `DataPart.load`."""
@@ -68,7 +91,7 @@ class Text(DataPart):
                 f"data: '{path}' has no headings (a line 'NAME:' after an empty line); for a text "
                 "without speakers set data.speakers=false"
             )
-        codes, alphabet = _encode(speeches)
+        codes, alphabet = self._encode_roles(speeches, str(path))
         train, test, speaker = [], [], []
         for name, code_L in codes.items():
             count = (len(code_L) - 1) // self.length
@@ -99,9 +122,31 @@ class Text(DataPart):
             test_x=test_x,
             test_y=test_y,
             num_outputs=len(alphabet),
+            num_tokens=None if self.roles == "all" else len(alphabet),
             columns={"speaker": text_column(speaker, f"'{path}'")} if self.speakers else {},
             class_names=alphabet,
         )
+
+    def _encode_roles(
+        self, speeches: dict[str, str], path: str
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """Return the codes `[L]` of each chosen role, and the alphabet."""
+        if self.roles == "all":
+            return _encode(speeches)
+        uniform_R = keyed_uniform(list(speeches), self.split_seed)
+        _, public_R = side_of(uniform_R, 0.0, self.public_fraction)
+        sides = dict(zip(speeches, public_R.tolist(), strict=True))
+        public = {name: text for name, text in speeches.items() if sides[name]}
+        chosen = {
+            name: text for name, text in speeches.items() if sides[name] == (self.roles == "public")
+        }
+        if not public or not chosen:
+            raise DataError(
+                f"data: of the {len(speeches)} roles of '{path}', {len(public)} are public with "
+                f"data.public_fraction={self.public_fraction}; both sides need one, change it"
+            )
+        alphabet = "".join(sorted(set("".join(public.values()))))
+        return _encode(chosen, alphabet)
 
 
 def by_speaker(text: str) -> dict[str, str]:
@@ -127,9 +172,25 @@ def by_speaker(text: str) -> dict[str, str]:
     return {name: "\n".join(parts) for name, parts in speeches.items()}
 
 
-def _encode(texts: dict[str, str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Number the characters of all texts; return int64 codes `[L]` per text, and the alphabet."""
+def _encode(
+    texts: dict[str, str], alphabet: str | None = None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Number the characters of all texts; return int64 codes `[L]` per text, and the alphabet.
+
+    Args:
+        texts: What to number.
+        alphabet: In sorted order; characters outside get one number more, named "". None stands for
+            that of the texts, which has nothing outside.
+    """
     points = {k: np.frombuffer(v.encode("utf-32-le"), "<u4") for k, v in texts.items()}
-    alphabet = np.unique(np.concatenate(list(points.values())))
-    codes = {k: np.searchsorted(alphabet, v).astype(np.int64) for k, v in points.items()}
-    return codes, tuple(chr(point) for point in alphabet.tolist())
+    if alphabet is None:
+        known = np.unique(np.concatenate(list(points.values())))
+    else:
+        known = np.frombuffer(alphabet.encode("utf-32-le"), "<u4")
+    codes = {}
+    for name, point_L in points.items():
+        code_L = np.searchsorted(known, point_L)
+        is_known_L = known[np.minimum(code_L, len(known) - 1)] == point_L
+        codes[name] = np.where(is_known_L, code_L, len(known)).astype(np.int64)
+    names = tuple(chr(point) for point in known.tolist())
+    return codes, names if alphabet is None else (*names, "")

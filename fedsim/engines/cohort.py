@@ -23,7 +23,7 @@ from fedsim.engines.base import EnginePart
 from fedsim.engines.flwr_compat import FIRST_NODE_ID, client_error
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.layers.model import NoRuleError, StackedModel
-from fedsim.layers.probe import probe_independence
+from fedsim.layers.probe import probe_independence, probe_samples
 from fedsim.parts import Range
 from fedsim.records import (
     ARRAYS,
@@ -257,6 +257,8 @@ def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
         step = PrivateStep
     stacked = StackedModel(runtime.model)
     probe_independence(stacked, runtime.initial_params(), runtime.dataset.train_x[:2])
+    if step is PrivateStep:
+        probe_samples(stacked, runtime.initial_params(), runtime.dataset.train_x[:3])
 
     def models(weights: Params, x: Tensor) -> Tensor:
         stacked.tape.weights = weights

@@ -21,7 +21,7 @@ Kept = dict[str, Tensor]
 KEPT_BYTES = 128 << 20
 """Above this, a layer's per-sample gradients are not kept but summed up anew."""
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 """About how much scratch memory a rule takes for the norms of one block of samples."""
 
 
@@ -88,10 +88,12 @@ class StackedLayer(nn.Module, abc.ABC):
         A rule overrides this where the norm is cheaper than the gradient. Per-sample gradients that
         were made on the way may be put into `kept`.
         """
-        grads = self.instantiate(parameter, a, g)
-        if grads.nbytes <= KEPT_BYTES:
-            kept[parameter] = grads
-        return square_sum(grads)
+        size = self.tape.weights[self.names[parameter]][0].nbytes
+        if may_keep(len(g) * size):
+            kept[parameter] = self.instantiate(parameter, a, g)
+            return square_sum(kept[parameter])
+        blocks = row_blocks(len(g), size)
+        return torch.cat([square_sum(self.instantiate(parameter, a[s], g[s])) for s in blocks])
 
     def add_(self, parameter: str, target: Tensor, a: Tensor, g: Tensor, alpha: float) -> None:
         """Add `alpha · Σ_b (gradient of sample b)` to one parameter's rows `[K, ...]`, in place."""
@@ -181,14 +183,18 @@ class StackedLayer(nn.Module, abc.ABC):
         return t.view(self.tape.active, -1, *t.shape[1:])
 
 
+def may_keep(nbytes: int) -> bool:
+    """Return whether per-sample gradients of this size may be kept."""
+    return nbytes <= KEPT_BYTES
+
+
 def square_sum(t: Tensor) -> Tensor:
     """Return the sum of squares of each row, `[N, ...]` -> `[N]`.
 
     Not `t.norm(2, -1)`: over a million numbers in float32, its error is 500 times as large.
     """
-    flat = t.flatten(1) if t.dim() > 1 else t.unsqueeze(1)
-    squares: Tensor = torch.linalg.vecdot(flat, flat)
-    return squares
+    blocks = row_blocks(len(t), t[0].nbytes)
+    return torch.cat([t[some].square().flatten(1).sum(1) for some in blocks])
 
 
 def row_blocks(rows: int, row_bytes: int) -> Iterator[slice]:
@@ -207,6 +213,6 @@ def gram_square_norm(left: Tensor, right: Tensor) -> Tensor:
     blocks = []
     for some in row_blocks(len(left), 2 * left.shape[1] ** 2 * left.element_size()):
         x, y = left[some], right[some]
-        gram = torch.bmm(x, x.transpose(1, 2)).flatten(1)
-        blocks.append(torch.linalg.vecdot(gram, torch.bmm(y, y.transpose(1, 2)).flatten(1)))
+        gram = torch.bmm(x, x.transpose(1, 2)).mul_(torch.bmm(y, y.transpose(1, 2)))
+        blocks.append(gram.sum((1, 2)))
     return torch.cat(blocks).clamp_min_(0)

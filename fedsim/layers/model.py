@@ -60,9 +60,9 @@ class StackedModel:
         self.module = _swap(copy.deepcopy(model), swapped)
 
     def forward(self, x: Tensor, active: int) -> Tensor:
-        """Return the outputs for folded inputs `x [active*B, ...]`, recording for `step_`."""
+        """Return the outputs for folded inputs `x [active*B, ...]`, recording for `contract_`."""
         self.tape.active, self.tape.rows = active, len(x)
-        self._clear()
+        self.clear()
         outputs: Tensor = self.module(x)
         return outputs
 
@@ -160,7 +160,7 @@ class StackedModel:
                 continue
             same = kept is not None and kept[0] is g and kept[1] == g._version
             layer.contract_(into, a, g, alpha, weights, kept[2] if kept and same else None)
-        self._clear()
+        self.clear()
 
     def _check_weights(self, into: Params, weights: Tensor | Mapping[str, Tensor] | None) -> None:
         if weights is None:
@@ -169,13 +169,15 @@ class StackedModel:
         named = {"": weights} if isinstance(weights, Tensor) else weights
         for name, w in named.items():
             if w.shape != shape:
-                raise ValueError(f"weights {name!r} of samples are {list(w.shape)}, not {shape}")
+                of = f" for '{name}'" if name else ""
+                raise ValueError(f"weights of samples{of} are {list(w.shape)}, not {list(shape)}")
         if not isinstance(weights, Tensor):
             for name in self.trainable:
                 if name in into and name not in weights:
-                    raise ValueError(f"no weights of samples for parameter '{name}'")
+                    raise ValueError(f"no weights of samples for '{name}'")
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget the last forward pass."""
         self.tape.records.clear()
         self._kept = []
 

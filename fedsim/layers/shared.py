@@ -84,5 +84,5 @@ def _tied(table: Use, head: Use) -> Tensor:
     for some in row_blocks(rows, 2 * pairs * h_NSV.element_size()):
         products_NST = torch.bmm(a_NSD[some], g_NTD[some].transpose(1, 2))
         at_tokens_NST = h_NSV[some].gather(2, i_NT[some].unsqueeze(1).expand(products_NST.shape))
-        blocks.append(torch.linalg.vecdot(products_NST.flatten(1), at_tokens_NST.flatten(1)))
+        blocks.append(products_NST.mul_(at_tokens_NST).sum((1, 2)))
     return torch.cat(blocks)

@@ -51,8 +51,9 @@ class Transformer(ModelPart):
             one output per sequence, from the mean over positions or from the last position.
         tied: The head shares the token embedding's weights and has no bias; needs `pool: none` and
             as many outputs as tokens. Both layers then hold the *same* parameter.
-        vocabulary: Number of distinct tokens; null: one more than the largest token in the data,
-            and with `pool: none` at least the number of outputs.
+        vocabulary: Number of distinct tokens; null: as many as the data set says that there are
+            (`Dataset.num_tokens`), else one more than the largest token in the data, and with
+            `pool: none` at least the number of outputs.
     """
 
     width: Annotated[int, Range(ge=1)] = 128
@@ -65,11 +66,7 @@ class Transformer(ModelPart):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise ConfigError(
-                f"model.width: {self.width} is not a multiple of model.heads={self.heads}; "
-                f"the next one is model.width={math.ceil(self.width / self.heads) * self.heads}"
-            )
+        check_heads(self.width, self.heads)
         if self.tied and self.pool != "none":
             raise ConfigError(
                 f"model.tied: true needs model.pool=none, got model.pool={self.pool}; "
@@ -86,13 +83,7 @@ class Transformer(ModelPart):
         length = sequence_length(dataset)
         self._check_pool(dataset)
         model = _Decoder(self, self._vocabulary(dataset), length, dataset.num_outputs)
-        for name, layer in model.named_modules():
-            if isinstance(layer, (nn.Linear, nn.Embedding)):
-                branch_end = name.endswith(("attention_out", "mlp_out"))
-                std = _STD / math.sqrt(2 * self.layers) if branch_end else _STD
-                nn.init.normal_(layer.weight, std=std)
-            if isinstance(layer, nn.Linear) and layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        initialise(model, self.layers)
         return model
 
     def _check_pool(self, dataset: Dataset) -> None:
@@ -106,16 +97,8 @@ class Transformer(ModelPart):
             )
 
     def _vocabulary(self, dataset: Dataset) -> int:
-        parts = [x for x in (dataset.train_x, dataset.test_x) if x.numel()]
-        needed = max((int(x.max()) + 1 for x in parts), default=1)
-        given = self.vocabulary
-        if given is None:
-            given = max(needed, dataset.num_outputs) if self.pool == "none" else needed
-        if given < needed:
-            raise ConfigError(
-                f"model.vocabulary: {given} is too small, the largest token of data set "
-                f"'{dataset.name}' is {needed - 1}; type model.vocabulary={needed} or more"
-            )
+        least = dataset.num_outputs if self.pool == "none" else 0
+        given = vocabulary(dataset, self.vocabulary, least)
         if self.tied and given != dataset.num_outputs:
             raise ConfigError(
                 f"model.tied: true needs as many outputs as tokens, data set '{dataset.name}' has "
@@ -133,7 +116,7 @@ class _Decoder(nn.Module):
         self.tokens = nn.Embedding(vocabulary, part.width)
         self.positions = nn.Embedding(length, part.width)
         self.dropout = KeyedDropout(part.dropout)
-        self.blocks = nn.Sequential(*(_Block(part) for _ in range(part.layers)))
+        self.blocks = nn.Sequential(*(_block(part) for _ in range(part.layers)))
         self.norm = nn.LayerNorm(part.width)
         self.head = nn.Linear(part.width, outputs, bias=not part.tied)
         if part.tied:
@@ -154,30 +137,92 @@ class _Decoder(nn.Module):
         return z_BTV
 
 
-class _Block(nn.Module):
-    """One attention and one MLP branch: `[B, T, D]` -> `[B, T, D]`."""
+def _block(part: Transformer) -> Block:
+    return Block(part.width, part.heads, part.dropout, causal=True)
 
-    def __init__(self, part: Transformer) -> None:
+
+class Block(nn.Module):
+    """One attention and one MLP branch: `[B, T, D]` -> `[B, T, D]`.
+
+    Args:
+        width: D, a multiple of `heads`.
+        heads: Attention heads.
+        dropout: Probability of dropping a value after each branch.
+        causal: Each position sees only itself and those before it.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, *, causal: bool) -> None:
         super().__init__()
-        self.heads = part.heads
-        self.attention_norm = nn.LayerNorm(part.width)
-        self.query_key_value = nn.Linear(part.width, 3 * part.width)
-        self.attention_out = nn.Linear(part.width, part.width)
-        self.mlp_norm = nn.LayerNorm(part.width)
-        self.mlp_in = nn.Linear(part.width, _EXPANSION * part.width)
-        self.mlp_out = nn.Linear(_EXPANSION * part.width, part.width)
-        self.dropout = KeyedDropout(part.dropout)
+        self.heads, self.causal = heads, causal
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, _EXPANSION * width)
+        self.mlp_out = nn.Linear(_EXPANSION * width, width)
+        self.dropout = KeyedDropout(dropout)
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
-        h_BTD = h_BTD + self.dropout(self._attend(self.attention_norm(h_BTD)))
+    def forward(self, h_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
+        """Run both branches; `bias_B11T` is added to the scores of each position attended to."""
+        h_BTD = h_BTD + self.dropout(self._attend(self.attention_norm(h_BTD), bias_B11T))
         mlp_BTD = self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(h_BTD))))
         out_BTD: Tensor = h_BTD + self.dropout(mlp_BTD)
         return out_BTD
 
-    def _attend(self, h_BTD: Tensor) -> Tensor:
+    def _attend(self, h_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
         batch, length, width = h_BTD.shape
         qkv = self.query_key_value(h_BTD).view(batch, length, 3, self.heads, width // self.heads)
         q_BHTd, k_BHTd, v_BHTd = qkv.permute(2, 0, 3, 1, 4).unbind()
-        mixed_BHTd = functional.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, is_causal=True)
+        mixed_BHTd = functional.scaled_dot_product_attention(
+            q_BHTd, k_BHTd, v_BHTd, attn_mask=bias_B11T, is_causal=self.causal
+        )
         out_BTD: Tensor = self.attention_out(mixed_BHTd.transpose(1, 2).reshape(h_BTD.shape))
         return out_BTD
+
+
+def initialise(model: nn.Module, layers: int) -> None:
+    """Draw GPT-2's initial weights for a model of so many blocks; see the top of this file."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Embedding)):
+            branch_end = name.endswith(("attention_out", "mlp_out"))
+            std = _STD / math.sqrt(2 * layers) if branch_end else _STD
+            nn.init.normal_(layer.weight, std=std)
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a width that does not divide into the heads.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if width % heads:
+        raise ConfigError(
+            f"model.width: {width} is not a multiple of model.heads={heads}; "
+            f"the next one is model.width={math.ceil(width / heads) * heads}"
+        )
+
+
+def vocabulary(dataset: Dataset, given: int | None, least: int = 0) -> int:
+    """Return the rows of the token embedding.
+
+    Args:
+        dataset: Of tokens.
+        given: As the scenario says; None: as many as the data part says that there are, else one
+            more than the largest token in the data.
+        least: At least so many, where none are given.
+
+    Raises:
+        ConfigError: `given` is too small for the data.
+    """
+    parts = [x for x in (dataset.train_x, dataset.test_x) if x.numel()]
+    needed = max((int(x.max()) + 1 for x in parts), default=1)
+    if given is None:
+        return max(needed if dataset.num_tokens is None else dataset.num_tokens, least)
+    if given < needed:
+        raise ConfigError(
+            f"model.vocabulary: {given} is too small, the largest token of data set "
+            f"'{dataset.name}' is {needed - 1}; type model.vocabulary={needed} or more"
+        )
+    return given

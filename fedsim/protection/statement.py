@@ -28,6 +28,8 @@ class Statement:
         trust: Who sees what, and is trusted not to use it.
         noise: Where the noise comes from.
         notes: What the claim does not cover, each a sentence.
+        best_of: Mean number of runs -> epsilon of publishing only the best of so many, their number
+            drawn at random (geometric): what a sweep costs beyond one run.
     """
 
     mechanism: str
@@ -40,6 +42,7 @@ class Statement:
     trust: str = ""
     noise: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
+    best_of: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def private(self) -> bool:
@@ -56,7 +59,7 @@ class Statement:
 
     def at(self, epsilon: float, sign: str = "") -> str:
         """Return an epsilon with everything without which it means nothing, in a few words."""
-        relation = self.relation.replace("_", "/")
+        relation = {"add_remove": "add/remove", "replace_one": "replace one"}[self.relation]
         return f"ε {sign}{epsilon:.3f} at δ {self.delta:.1e} per {self.unit} ({relation})"
 
     def __str__(self) -> str:
@@ -80,7 +83,8 @@ class Statement:
         """Return all of it as plain data, with the sentence; an infinite epsilon becomes null."""
         values = asdict(self)
         values["epsilon"] = self.epsilon if self.private and self.epsilon < float("inf") else None
-        return {**values, "notes": list(self.notes), "statement": str(self)}
+        best_of = {str(runs): value for runs, value in self.best_of.items()}
+        return {**values, "notes": list(self.notes), "best_of": best_of, "statement": str(self)}
 
 
 def short_of(values: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ def render(data: RunData) -> str:
         sections.curves(data, head),
         sections.decomposition(data),
         sections.privacy(data),
+        sections.audit(data),
         sections.who_took_part(data),
         sections.who_holds_what(data),
         sections.evenness(data, head),

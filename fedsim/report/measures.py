@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def headline(rounds: Rounds) -> Headline | None:
         series = {k: v for k, v in rounds.metrics[group].items() if is_shown(k)}
         if not series:
             continue
-        name = next((name for name in _HEADLINES if name in series), next(iter(series)))
+        name = str(headline_name(series))
         best = _best(name, series[name])
         return Headline(
             group=group,
@@ -57,6 +58,12 @@ def headline(rounds: Rounds) -> Headline | None:
             best_round=best[0] if best else None,
         )
     return None
+
+
+def headline_name(names: Iterable[str]) -> str | None:
+    """Return the metric by which a run is judged, of those of one group; None if none counts."""
+    shown = [name for name in names if is_shown(name)]
+    return next((name for name in _HEADLINES if name in shown), next(iter(shown), None))
 
 
 def _best(name: str, series: Series) -> tuple[int, float] | None:

@@ -17,6 +17,7 @@ from fedsim.config.sources import parse_yaml
 from fedsim.errors import ConfigError
 from fedsim.report.round_columns import END, Rounds, read_rounds
 
+_PNG = b"\x89PNG\r\n"
 _MOST_SAMPLES = 2**40
 
 
@@ -51,6 +52,8 @@ class RunData:
         holdings: Who holds what; None if not written (yet).
         privacy: The privacy statement, verbatim; None if not written (yet).
         summary: What the run wrote at its end; empty before.
+        audit: What an audit found, line by line; empty without one.
+        audit_png: Its picture; None without one.
         problems: What is missing or damaged, in words.
     """
 
@@ -63,6 +66,8 @@ class RunData:
     holdings: Holdings | None
     privacy: str | None
     summary: dict[str, Any]
+    audit: tuple[str, ...]
+    audit_png: bytes | None
     problems: tuple[str, ...]
 
     @classmethod
@@ -95,6 +100,8 @@ class RunData:
             holdings=reader.holdings(),
             privacy=statement if isinstance(statement, str) and statement.strip() else None,
             summary=summary,
+            audit=_sentences(reader.json("audit.json", needed=False).get("words")),
+            audit_png=reader.png("audit.png"),
             problems=tuple(reader.problems),
         )
 
@@ -128,6 +135,10 @@ class RunData:
         return _whole(self.setting("partition.num_clients"))
 
 
+def _sentences(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
 class _Reader:
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -155,6 +166,19 @@ class _Reader:
             return value
         self.problems.append(f"{name} is damaged or unfinished")
         return {}
+
+    def png(self, name: str) -> bytes | None:
+        try:
+            data = (self.run / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.problems.append(f"{name} cannot be read: {error.strerror}")
+            return None
+        if data.startswith(_PNG):
+            return data
+        self.problems.append(f"{name} is damaged")
+        return None
 
     def config(self) -> tuple[dict[str, Any], str]:
         text = self.text("config.yaml")

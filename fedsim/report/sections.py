@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 
 from fedsim.report import page
@@ -161,6 +163,24 @@ def privacy(data: RunData) -> Html:
         return page.section("Privacy", page.element("div", page.element("p", lack), css="box warn"))
     statement = page.element("p", data.privacy, css="statement")
     return page.section("Privacy", page.element("div", statement, css="box"))
+
+
+def audit(data: RunData) -> Html:
+    """Return what an audit of the privacy statement found; nothing without one."""
+    if not data.audit:
+        return Html("")
+    lines = page.join([page.element("p", line) for line in data.audit])
+    picture = Html("")
+    if data.audit_png is not None:
+        source = base64.b64encode(data.audit_png).decode()
+        picture = page.figure(
+            f'<img src="data:image/png;base64,{source}" alt="">',
+            "",
+            "Lower bounds on epsilon beside the claim, and how many canaries were found",
+        )
+    return page.section(
+        "Audit of the privacy statement", page.element("div", lines, css="box"), picture
+    )
 
 
 def who_took_part(data: RunData) -> Html:

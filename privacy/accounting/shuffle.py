@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-TAIL = 1e-3
+TAIL = 1e-6
 """Share of delta that is spent on numbers of clones too unlikely to look at."""
 
 

@@ -15,7 +15,7 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,17 +25,50 @@ import numpy as np
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.jsonl"
 
+
+@dataclass(frozen=True)
+class Method:
+    """One of the compared.
+
+    Attributes:
+        overrides: What of the scenario makes it.
+        rate: The key of its second rate; η for most.
+        equal: That rate where all methods have equal (γ, η).
+        grid: Among which values the second rate is tuned; None for those of the setting.
+        twin: With whom it is one where all clients are in every round.
+    """
+
+    overrides: list[str]
+    rate: str = "strategy.server_lr"
+    equal: float = 1.0
+    grid: tuple[float, ...] | None = None
+    twin: str | None = None
+
+
+ADAPTIVE = (0.01, 0.03, 0.1)
 METHODS = {
-    "FedAvg": ["strategy=fedavg"],
-    "FedProx": ["strategy=fedprox"],
-    "margin only": ["strategy=fedld", "strategy.aggregation=mean"],
-    "PCA only": ["strategy=fedld", "strategy.margin=none"],
-    "FedLD": ["strategy=fedld"],
-    "FedLD, code": ["strategy=fedld_released_code"],
+    "FedAvg": Method(["strategy=fedavg"]),
+    "FedProx": Method(["strategy=fedprox"]),
+    "SCAFFOLD, I": Method(["strategy=scaffold_full_gradient"]),
+    "SCAFFOLD, II": Method(["strategy=scaffold"]),
+    "FedNova": Method(["strategy=fednova"]),
+    "FedDyn": Method(["strategy=feddyn"], "strategy.alpha", 0.01, (0.001, 0.01, 0.1)),
+    "MOON": Method(["strategy=moon"]),
+    "FedVARP": Method(["strategy=fedvarp"]),
+    "MIFA": Method(["strategy=mifa"], twin="FedVARP"),
+    "FedBN": Method(["strategy=fedbn"], twin="FedVARP"),
+    "FedAvgM": Method(["strategy=fedavgm"], "strategy.server_learning_rate", 1.0, (0.1, 0.3, 1.0)),
+    "FedAdagrad": Method(["strategy=fedadagrad"], "strategy.eta", 0.1, ADAPTIVE),
+    "FedAdam": Method(["strategy=fedadam"], "strategy.eta", 0.1, ADAPTIVE),
+    "FedYogi": Method(["strategy=fedyogi"], "strategy.eta", 0.01, ADAPTIVE),
+    "margin only": Method(["strategy=fedld", "strategy.aggregation=mean"]),
+    "PCA only": Method(["strategy=fedld", "strategy.margin=none"]),
+    "FedLD": Method(["strategy=fedld"]),
+    "FedLD, code": Method(["strategy=fedld_released_code"]),
 }
-PAPER = tuple(list(METHODS)[:5])
-NO_SERVER_LR = ("FedProx",)
-"""Flower's own server half has no η."""
+"""Flower's adaptive server halves step by η in each weight, whatever the size of the update, and
+FedDyn has α in place of η: at equal rates these have what their YAML files set."""
+COMPARED = tuple(list(METHODS)[:-1])
 
 SEEDS = range(5)
 LAST = 5
@@ -46,6 +79,7 @@ TUNING_BETA = 1.0
 
 FIVE = ["partition=dirichlet", "partition.num_clients=5", "participation=full"]
 BALANCED = [*FIVE, "partition.self_balancing=true", "partition.min_size=10"]
+PARTIAL = ["participation=uniform", "participation.clients_per_round=3", "rounds=40"]
 DIGITS = [*FIVE, "data=digits", "client.batch_size=32", "model.hidden=[64]"]
 FASHION = [
     *("data=fashion_mnist", "data.normalise=true", "data.train_limit=2000", "data.test_limit=2000"),
@@ -63,7 +97,6 @@ class Setting:
         lr: γ at equal rates; η is 1.
         methods: Who is compared.
         tuned: The concentrations for which methods are also compared each at its own (γ, η).
-        tuned_methods: Whose rates are tuned.
         lrs, server_lrs: The grid of (γ, η).
         tuning_seeds: Averaged over in tuning; never used for a result.
     """
@@ -73,9 +106,8 @@ class Setting:
     betas: tuple[float, ...]
     lr: float
     tuning_seeds: tuple[int, ...] = (100, 101, 102)
-    methods: tuple[str, ...] = PAPER
+    methods: tuple[str, ...] = COMPARED
     tuned: tuple[float, ...] = ()
-    tuned_methods: tuple[str, ...] = PAPER
     lrs: tuple[float, ...] = (0.01, 0.03, 0.1)
     server_lrs: tuple[float, ...] = (1.0, 2.0)
 
@@ -89,7 +121,6 @@ SETTINGS = {
         tuning_seeds=(100,),
         methods=tuple(METHODS),
         tuned=(1,),
-        tuned_methods=("FedAvg", "FedProx", "FedLD"),
         lrs=(0.03, 0.1, 0.3),
         server_lrs=(0.5, 1.0, 2.0),
     ),
@@ -109,21 +140,35 @@ SETTINGS = {
     ),
     "retina": Setting(
         scenario="fedld_retina",
-        overrides=["rounds=20"],
+        overrides=["rounds=20", "evaluation.decomposition=false"],
         betas=(100, 1, 0.5),
         lr=0.03,
         tuned=(100, 1, 0.5),
     ),
     "fashion": Setting(
-        scenario="base", overrides=FASHION, betas=(100, 1, 0.5), lr=0.03, tuned=(100, 1, 0.5)
+        scenario="base",
+        overrides=FASHION,
+        betas=(100, 1, 0.5),
+        lr=0.03,
+        tuned=(100, 1, 0.5),
+        lrs=(0.03, 0.1, 0.3),
     ),
 }
+for whole in ("retina", "fashion"):
+    SETTINGS[f"{whole}-partial"] = replace(
+        SETTINGS[whole],
+        overrides=[*SETTINGS[whole].overrides, *PARTIAL],
+        betas=(1, 0.5),
+        tuned=(),
+    )
 TITLES = {
     "parity": "even/odd digits, 30 % label noise",
     "digits-E1": "10 digits, E=1",
     "digits-E5": "10 digits, E=5",
     "retina": "RetinaMNIST",
     "fashion": "Fashion-MNIST",
+    "retina-partial": "RetinaMNIST, three of five clients a round",
+    "fashion-partial": "Fashion-MNIST, three of five clients a round",
 }
 
 
@@ -146,13 +191,12 @@ def job(point: Point) -> dict[str, Any]:
     setting = SETTINGS[point.data]
     overrides = [
         *setting.overrides,
-        *METHODS[point.method],
+        *METHODS[point.method].overrides,
+        f"{METHODS[point.method].rate}={point.server_lr}",
         f"partition.alpha={point.beta}",
         f"client.lr={point.lr}",
         f"seed={point.seed}",
     ]
-    if point.method not in NO_SERVER_LR:
-        overrides.append(f"strategy.server_lr={point.server_lr}")
     simulation = Simulation(compose(setting.scenario, overrides))
     reports = [report for _, report in simulation.loop.run(simulation.runtime.initial_params())]
     return {
@@ -172,20 +216,24 @@ def finished() -> dict[Point, np.ndarray]:
     return found
 
 
+def at_equal(data: str, beta: float, method: str) -> list[Point]:
+    """Return a method's points at the common (γ, η), one for each seed."""
+    lr, second = SETTINGS[data].lr, METHODS[method].equal
+    return [Point(data, beta, method, lr, second, seed) for seed in SEEDS]
+
+
 def equal_points(names: Iterable[str]) -> Iterator[Point]:
     """Yield every method at the same (γ, η)."""
     for data in names:
-        setting = SETTINGS[data]
-        for seed in SEEDS:
-            for beta in setting.betas:
-                for method in setting.methods:
-                    yield Point(data, beta, method, setting.lr, 1.0, seed)
+        for beta in SETTINGS[data].betas:
+            for method in SETTINGS[data].methods:
+                yield from at_equal(data, beta, method)
 
 
 def grid_points(data: str, method: str) -> list[Point]:
     """Return the points among which one method is tuned, on the first of the tuning seeds."""
     setting = SETTINGS[data]
-    etas = (1.0,) if method in NO_SERVER_LR else setting.server_lrs
+    etas = METHODS[method].grid or setting.server_lrs
     return [
         Point(data, TUNING_BETA, method, lr, eta, setting.tuning_seeds[0])
         for lr in setting.lrs
@@ -196,7 +244,8 @@ def grid_points(data: str, method: str) -> list[Point]:
 def tuning_points(names: Iterable[str]) -> Iterator[Point]:
     """Yield the points of all tuning grids."""
     for data in names:
-        for method in SETTINGS[data].tuned_methods if SETTINGS[data].tuned else ():
+        own = [m for m in SETTINGS[data].methods if not METHODS[m].twin]
+        for method in own if SETTINGS[data].tuned else ():
             for point in grid_points(data, method):
                 yield from (point._replace(seed=seed) for seed in SETTINGS[data].tuning_seeds)
 
@@ -213,14 +262,21 @@ def best(runs: dict[Point, np.ndarray], data: str, beta: float, method: str) -> 
     return max(mean, key=lambda point: mean[point])._replace(beta=beta)
 
 
+def at_own(runs: dict[Point, np.ndarray], data: str, beta: float, method: str) -> list[Point]:
+    """Return a method's points at its best (γ, η), one for each seed; none before it is tuned.
+
+    Twins do not run again: theirs are the other's.
+    """
+    point = best(runs, data, beta, METHODS[method].twin or method)
+    return [] if point is None else [point._replace(seed=seed) for seed in SEEDS]
+
+
 def tuned_points(names: Iterable[str], runs: dict[Point, np.ndarray]) -> Iterator[Point]:
     """Yield every method at its best (γ, η), on the seeds of the result."""
     for data in names:
         for beta in SETTINGS[data].tuned:
-            for method in SETTINGS[data].tuned_methods:
-                point = best(runs, data, beta, method)
-                if point is not None:
-                    yield from (point._replace(seed=k) for k in SEEDS)
+            for method in SETTINGS[data].methods:
+                yield from at_own(runs, data, beta, method)
 
 
 def final(accuracy: np.ndarray) -> float:
@@ -228,12 +284,13 @@ def final(accuracy: np.ndarray) -> float:
     return float(np.mean(accuracy[-LAST:]))
 
 
-def interval(gaps: np.ndarray) -> str:
+def interval(gaps: np.ndarray) -> tuple[float, float, float]:
     """Return mean and 95 % confidence interval (Student's t) of paired differences."""
     from scipy.stats import t
 
-    half = t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / len(gaps) ** 0.5
-    return f"{np.mean(gaps):+.1f} [{np.mean(gaps) - half:+.1f}, {np.mean(gaps) + half:+.1f}]"
+    mean = float(np.mean(gaps))
+    half = float(t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / len(gaps) ** 0.5)
+    return mean, mean - half, mean + half
 
 
 def tables(runs: dict[Point, np.ndarray]) -> str:
@@ -241,16 +298,13 @@ def tables(runs: dict[Point, np.ndarray]) -> str:
     lines = []
     for data, setting in SETTINGS.items():
         equal = {
-            beta: {m: [Point(data, beta, m, setting.lr, 1.0, s) for s in SEEDS] for m in METHODS}
-            for beta in setting.betas
+            beta: {m: at_equal(data, beta, m) for m in setting.methods} for beta in setting.betas
         }
         lines += _table(f"{TITLES[data]}, equal rates: γ={setting.lr:g}, η=1", runs, equal)
-        tuned: dict[float, dict[str, list[Point]]] = {}
-        for beta in setting.tuned:
-            found = {m: best(runs, data, beta, m) for m in setting.tuned_methods}
-            tuned[beta] = {
-                m: [p._replace(seed=s) for s in SEEDS] for m, p in found.items() if p is not None
-            }
+        tuned = {
+            beta: {m: at_own(runs, data, beta, m) for m in setting.methods}
+            for beta in setting.tuned
+        }
         if tuned:
             lines += _table(f"{TITLES[data]}, each method at its own (γ, η)", runs, tuned, True)
     return "\n".join(lines)
@@ -270,13 +324,14 @@ def _table(
         for of in points.values():
             own, base = of.get(method, []), of.get("FedAvg", [])
             if not own or not set(own + base) <= set(runs):
-                continue
+                break
             values = np.array([final(runs[p]) for p in own])
             gaps = values - np.array([final(runs[p]) for p in base])
             at = f" ({own[0].lr:g}, {own[0].server_lr:g})" if rates else ""
             cells.append(f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}{at}")
-            cells.append("" if method == "FedAvg" else interval(gaps))
-        if cells:
+            mean, low, high = interval(gaps)
+            cells.append("" if method == "FedAvg" else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        else:
             rows.append(f"| {method} | " + " | ".join(cells) + " |")
     if not rows:
         return []
@@ -284,39 +339,33 @@ def _table(
     return [f"### {title}", "", "| method | " + " | ".join(head) + " |", rule, *rows, ""]
 
 
+LOOKS = {
+    "FedAvg": ("#000000", "-"),
+    "FedProx": ("#E69F00", ":"),
+    "SCAFFOLD, II": ("#0072B2", "--"),
+    "FedDyn": ("#CC79A7", "--"),
+    "FedAvgM": ("#8C8C00", "-."),
+    "margin only": ("#009E73", "--"),
+    "PCA only": ("#56B4E9", "-."),
+    "FedLD": ("#D55E00", "-"),
+}
 PANELS = [("parity", 1), ("parity", 100), ("digits-E5", 0.1)]
 PANELS += [("retina", 100), ("retina", 0.5), ("fashion", 0.5)]
 
 
 def draw(runs: dict[Point, np.ndarray], path: Path) -> None:
-    """Draw mean test accuracy over rounds at equal rates, with the range over seeds as a band."""
+    """Draw mean test accuracy over rounds at equal rates, with some methods' ranges as bands."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.6), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
-    looks = dict(
-        zip(
-            METHODS,
-            [
-                ("#000000", "-"),
-                ("#E69F00", ":"),
-                ("#009E73", "--"),
-                ("#56B4E9", "-."),
-                ("#D55E00", "-"),
-                ("#CC79A7", "--"),
-            ],
-            strict=True,
-        )
-    )
     drawn: dict[str, Any] = {}
     for i, (axis, (data, beta)) in enumerate(zip(axes, PANELS, strict=True)):
-        setting = SETTINGS[data]
-        for method in setting.methods:
-            points = [Point(data, beta, method, setting.lr, 1.0, seed) for seed in SEEDS]
+        for method, (colour, style) in LOOKS.items():
+            points = at_equal(data, beta, method)
             if not set(points) <= set(runs):
                 continue
             curves = np.array([runs[point] for point in points])
-            colour, style = looks[method]
             rounds = np.arange(curves.shape[1])
             (line,) = axis.plot(rounds, curves.mean(0), style, color=colour, lw=1.6)
             drawn.setdefault(method, line)
@@ -326,8 +375,75 @@ def draw(runs: dict[Point, np.ndarray], path: Path) -> None:
         axis.set_xlabel("round")
         axis.set_ylabel("" if i % 3 else "test accuracy, %")
         axis.grid(alpha=0.3)
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(METHODS), fontsize=9)
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(LOOKS), fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+SPAN = (-16.0, 8.0)
+"""Points of accuracy that the picture of differences shows; what is outside has an arrow."""
+
+
+def draw_gaps(runs: dict[Point, np.ndarray], path: Path) -> None:
+    """Draw each method's paired difference to FedAvg, at equal rates and at its own."""
+    from matplotlib.figure import Figure
+
+    names = COMPARED[1:]
+    sets = [name for name in ("retina", "fashion") if SETTINGS[name].tuned]
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    axes = figure.subplots(len(sets), 3, sharex=True, sharey=True)
+    for row, data in zip(axes, sets, strict=True):
+        for axis, beta in zip(row, SETTINGS[data].betas, strict=True):
+            for i, method in enumerate(names):
+                for points, base, colour, marker, shift in (
+                    (
+                        at_equal(data, beta, method),
+                        at_equal(data, beta, "FedAvg"),
+                        "#0072B2",
+                        "o",
+                        -0.16,
+                    ),
+                    (
+                        at_own(runs, data, beta, method),
+                        at_own(runs, data, beta, "FedAvg"),
+                        "#D55E00",
+                        "s",
+                        0.16,
+                    ),
+                ):
+                    if not points or not base or not set(points + base) <= set(runs):
+                        continue
+                    gaps = [
+                        final(runs[p]) - final(runs[q]) for p, q in zip(points, base, strict=True)
+                    ]
+                    mean, low, high = interval(np.array(gaps))
+                    axis.plot([low, high], [i + shift] * 2, color=colour, lw=1.4)
+                    shown = "<" if mean < SPAN[0] else marker
+                    axis.plot(
+                        max(mean, SPAN[0] + 0.3),
+                        i + shift,
+                        shown,
+                        color=colour,
+                        ms=5,
+                        clip_on=False,
+                    )
+            axis.axvline(0, color="black", lw=0.8)
+            axis.set_title(f"{TITLES[data]}, β={beta:g}", fontsize=10)
+            axis.grid(alpha=0.3)
+            axis.set_xlim(*SPAN)
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=9)
+    axes[0, 0].invert_yaxis()
+    for axis in axes[-1]:
+        axis.set_xlabel("test accuracy − FedAvg's, points")
+    figure.legend(
+        handles=[
+            figure.axes[0].plot([], [], "o-", color="#0072B2", label="equal rates")[0],
+            figure.axes[0].plot([], [], "s-", color="#D55E00", label="own rates")[0],
+        ],
+        loc="outside lower center",
+        ncols=2,
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=110)
 
 
 def run(points: Iterable[Point], workers: int) -> None:
@@ -347,13 +463,17 @@ def main() -> None:
     """Run what is missing of the named grids, then write the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="*", choices=[*SETTINGS, []], default=[])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.data:
-        run([*equal_points(arguments.data), *tuning_points(arguments.data)], arguments.workers)
-        run(tuned_points(arguments.data, finished()), arguments.workers)
+        first = [*equal_points(arguments.data), *tuning_points(arguments.data)]
+        run((p for p in first if p.method in arguments.methods), arguments.workers)
+        own = tuned_points(arguments.data, finished())
+        run((p for p in own if p.method in arguments.methods), arguments.workers)
     runs = finished()
     draw(runs, HERE / "fedld.png")
+    draw_gaps(runs, HERE / "differences.png")
     print(tables(runs))
 
 

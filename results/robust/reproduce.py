@@ -4,7 +4,7 @@
 
 Runs every (partition, attack, rule, seed) of the grid through the ordinary scenario and appends
 each finished one to runs.jsonl, so that an interrupted call goes on where it stopped; then draws
-robust.png from that file and prints README.md's tables.
+robust.png and late.png from that file and prints README.md's tables.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ SEEDS = 5
 WINDOW = 20
 """Test accuracy is averaged over the evaluations (every 5th round) of the last so many rounds."""
 
+SKEWED = ["partition=dirichlet", "partition.alpha=0.5"]
 PARTITIONS = {
     "iid": ["partition=iid"],
-    "Dirichlet 0.5": ["partition=dirichlet", "partition.alpha=0.5"],
+    "Dirichlet 0.5": SKEWED,
+    "Dirichlet 0.5, 100 rounds": [*SKEWED, "rounds=100"],
 }
-LONGER = {"Dirichlet 0.5, 100 rounds": [*PARTITIONS["Dirichlet 0.5"], "rounds=100"]}
-"""Of `LATE` under `SLOW` alone: is what these rules lose lost, or only late?"""
-SLOW = ("none", "sign flip ×4")
-LATE = ("median", "trimmed mean", "geometric median")
+"""At 40 rounds the rules that move slowly under attack are late; at 100 what is lost is lost."""
+OF_RECORD = ("iid", "Dirichlet 0.5, 100 rounds")
+"""Where the gate is judged and what beats each rule is looked for."""
 RULES = {
     "FedAvg": ["strategy=fedavg"],
     "median": ["strategy=median"],
@@ -55,7 +56,10 @@ ATTACKS = {
     "inner product, ε=3": ["attack=inner_product", "attack.epsilon=3"],
 }
 GATE = ("sign flip ×4", "scaled ×1e30", "NaN", "label flip")
-"""The attacks under which a robust rule may lose at most three points."""
+"""The attacks under which a robust rule may lose at most so many points:"""
+LIMIT = 3.0
+LATE = ("median", "trimmed mean", "geometric median")
+"""Rules that are slow rather than wrong under sign flip, and drawn over rounds."""
 
 Point = tuple[str, str, str, int]
 
@@ -65,7 +69,7 @@ def job(partition: str, attack: str, rule: str, seed: int) -> dict[str, Any]:
     from fedsim.config import compose
     from fedsim.simulation import Simulation
 
-    overrides = [*(PARTITIONS | LONGER)[partition], *RULES[rule], *ATTACKS[attack], f"seed={seed}"]
+    overrides = [*PARTITIONS[partition], *RULES[rule], *ATTACKS[attack], f"seed={seed}"]
     simulation = Simulation(compose("robust_digits", overrides))
     rounds, accuracies, rejected = [], [], 0
     for _, report in simulation.loop.run(simulation.runtime.initial_params()):
@@ -101,8 +105,6 @@ def grid() -> Iterator[Point]:
     for attacks in (first, [attack for attack in ATTACKS if attack not in first]):
         for seed in range(SEEDS):
             yield from product(PARTITIONS, attacks, RULES, [seed])
-    for seed in range(SEEDS):
-        yield from product(LONGER, SLOW, LATE, [seed])
 
 
 def final(run: dict[str, Any]) -> float:
@@ -117,9 +119,11 @@ def accuracies(runs: list[dict[str, Any]], partition: str, attack: str, rule: st
     return np.array([final(run) for run in chosen])
 
 
-def losses(runs: list[dict[str, Any]], partition: str, attack: str, rule: str) -> np.ndarray:
-    """Return the points lost against the same rule without attack, by seed."""
-    clean = accuracies(runs, partition, "none", rule)
+def losses(
+    runs: list[dict[str, Any]], partition: str, attack: str, rule: str, other: str | None = None
+) -> np.ndarray:
+    """Return the points lost against the same rule, or an `other`, without attack, by seed."""
+    clean = accuracies(runs, partition, "none", other or rule)
     attacked = accuracies(runs, partition, attack, rule)
     return clean[: len(attacked)] - attacked
 
@@ -128,10 +132,9 @@ def tables(runs: list[dict[str, Any]]) -> str:
     """Return the result tables in Markdown."""
     lines = []
     head = ["| attack | " + " | ".join(RULES) + " |", "| --- |" + " --- |" * len(RULES)]
-    for partition in PARTITIONS | LONGER:
-        attacks = SLOW if partition in LONGER else tuple(ATTACKS)
+    for partition in PARTITIONS:
         lines += [f"### {partition}: test accuracy, %, {SEEDS} seeds", "", *head]
-        for attack in attacks:
+        for attack in ATTACKS:
             cells = [accuracies(runs, partition, attack, rule) for rule in RULES]
             shown = [f"{c.mean():.1f} ± {c.std(ddof=1):.1f}" if len(c) > 1 else "–" for c in cells]
             lines.append(f"| {attack} | " + " | ".join(shown) + " |")
@@ -141,24 +144,40 @@ def tables(runs: list[dict[str, Any]]) -> str:
             "",
             *head,
         ]
-        for attack in attacks[1:]:
+        for attack in list(ATTACKS)[1:]:
             cells = [losses(runs, partition, attack, rule) for rule in RULES]
             shown = [f"{round(c.mean(), 1) + 0.0:.1f}" if len(c) else "–" for c in cells]
             lines.append(f"| {attack} | " + " | ".join(shown) + " |")
         lines.append("")
-    lines += ["### The gate, and what beats each rule", ""]
-    lines += [
-        "| rule | worst of the gate's attacks | worst of all attacks |",
-        "| --- | --- | --- |",
-    ]
+    for partition in OF_RECORD:
+        for title, clean in (("the same rule", None), ("FedAvg", "FedAvg")):
+            lines += [f"### The gate, {partition}: points below {title} without attack", "", *head]
+            for attack in ("none", *GATE) if clean else GATE:
+                cells = [interval(losses(runs, partition, attack, rule, clean)) for rule in RULES]
+                lines.append(f"| {attack} | " + " | ".join(cells) + " |")
+            lines.append("")
+    lines += ["### What beats each rule", ""]
+    lines += ["| rule | worst of the gate's attacks | worst of all attacks |"]
+    lines.append("| --- | --- | --- |")
     for rule in RULES:
         cells = [_worst(runs, rule, GATE), _worst(runs, rule, list(ATTACKS)[1:])]
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def interval(gaps: np.ndarray) -> str:
+    """Return mean and 95 % confidence interval (Student's t), bold where the mean is above 3."""
+    from scipy.stats import t
+
+    if not len(gaps):
+        return "–"
+    half = t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / len(gaps) ** 0.5
+    shown = f"{round(np.mean(gaps), 1) + 0.0:.1f} ± {half:.1f}"
+    return f"**{shown}**" if np.mean(gaps) > LIMIT else shown
+
+
 def _worst(runs: list[dict[str, Any]], rule: str, attacks: Any) -> str:
-    found = [(losses(runs, p, a, rule), p, a) for p in PARTITIONS for a in attacks]
+    found = [(losses(runs, p, a, rule), p, a) for p in OF_RECORD for a in attacks]
     found = [entry for entry in found if len(entry[0])]
     if not found:
         return "–"
@@ -167,14 +186,42 @@ def _worst(runs: list[dict[str, Any]], rule: str, attacks: Any) -> str:
     return f"{gaps.mean():.1f} ({attack}, {partition}; by seed {each})"
 
 
+def steps() -> str:
+    """Return how far each rule's first step goes along FedAvg's without attack, in Markdown.
+
+    ⟨u, v⟩ / ⟨v, v⟩ of the rule's update u and FedAvg's v, both from the initial model at Dirichlet
+    0.5, mean over seeds: 1 is FedAvg's own step, below 0 is backwards.
+    """
+    from fedsim.config import compose
+    from fedsim.simulation import Simulation
+
+    def update(rule: str, attack: str, seed: int) -> np.ndarray:
+        overrides = [*SKEWED, *RULES[rule], *ATTACKS[attack], f"seed={seed}", "rounds=1"]
+        simulation = Simulation(compose("robust_digits", overrides))
+        start = {n: x.double().numpy() for n, x in simulation.runtime.initial_params().items()}
+        *_, (end, _) = simulation.loop.run(simulation.runtime.initial_params())
+        return np.concatenate([(end[n].double().numpy() - x).ravel() for n, x in start.items()])
+
+    reference = [update("FedAvg", "none", seed) for seed in range(SEEDS)]
+    lines = ["| attack | " + " | ".join(RULES) + " |", "| --- |" + " --- |" * len(RULES)]
+    for attack in ATTACKS:
+        cells = []
+        for rule in RULES:
+            along = [update(rule, attack, seed) @ v / (v @ v) for seed, v in enumerate(reference)]
+            far = float(np.mean(along))
+            cells.append(f"{far:.2f}" if abs(far) < 100 else f"{far:.0e}")
+        lines.append(f"| {attack} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw the points lost to each attack, one panel per partition."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
-    axes = figure.subplots(1, len(PARTITIONS), sharey=True)
+    axes = figure.subplots(1, len(OF_RECORD), sharey=True)
     attacks = list(ATTACKS)[1:]
-    for axis, partition in zip(axes, PARTITIONS, strict=True):
+    for axis, partition in zip(axes, OF_RECORD, strict=True):
         lost = np.full((len(attacks), len(RULES)), np.nan)
         for i, attack in enumerate(attacks):
             for j, rule in enumerate(RULES):
@@ -194,10 +241,42 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_late(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw what some rules have lost to sign flip by each round, mean and range over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for rule, colour in zip(LATE, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        clean, attacked = (
+            {
+                run["seed"]: 100 * np.array(run["accuracy"])
+                for run in runs
+                if key(run)[:3] == ("Dirichlet 0.5, 100 rounds", attack, rule)
+            }
+            for attack in ("none", "sign flip ×4")
+        )
+        seeds = sorted(clean.keys() & attacked.keys())
+        if not seeds:
+            continue
+        lost = np.array([clean[seed] - attacked[seed] for seed in seeds])
+        rounds = 5 * np.arange(lost.shape[1])
+        axis.plot(rounds, lost.mean(0), color=colour, lw=1.6, label=rule)
+        axis.fill_between(rounds, lost.min(0), lost.max(0), color=colour, alpha=0.12)
+    axis.axhline(LIMIT, color="black", lw=0.8, ls="--")
+    axis.set_xlabel("round")
+    axis.set_ylabel("points lost")
+    axis.set_title("sign flip ×4, Dirichlet 0.5", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     """Run what is missing if asked to, then write the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", action="store_true", help="run what is missing first")
+    parser.add_argument("--steps", action="store_true", help="print the table of first steps too")
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     done = {key(run) for run in finished()}
@@ -210,7 +289,10 @@ def main() -> None:
                 print(*key(future.result()), f"{final(future.result()):.2f}", flush=True)
     runs = finished()
     draw(runs, HERE / "robust.png")
+    draw_late(runs, HERE / "late.png")
     print(tables(runs))
+    if arguments.steps:
+        print("\n### How far the first step goes\n\n" + steps())
 
 
 if __name__ == "__main__":

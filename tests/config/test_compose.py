@@ -155,7 +155,7 @@ EXACT = {
         "base",
         "rounds=1,2",
     ): "'rounds=1,2' asks for several runs; give one value per run, "
-    "or write a list as rounds=[a,b]",
+    "or write a list as rounds=[a,b]; fedsim sweep takes several values",
     (
         "base",
         "seed=${sed}",

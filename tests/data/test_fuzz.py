@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fedsim.data.california import CaliforniaHousing
 from fedsim.data.dataset import Dataset
 from fedsim.data.idx import Idx
 from fedsim.data.medmnist import MedMnist
+from fedsim.data.sentence_polarity import SentencePolarity
 from fedsim.data.table import Table
 from fedsim.data.text import Text
 from fedsim.errors import DataError
@@ -171,6 +173,19 @@ def test_text(tmp_path, changes, speakers):
     text = "ANN:\nabcabcabcabc\n\nBOB:\nbca\u00e9bcabca\n\nANN:\ncabcab\n".encode()
     (tmp_path / "a.txt").write_bytes(damaged(text, changes))
     check(Text(name="own", file="a.txt", root=str(tmp_path), length=2, speakers=speakers))
+
+
+@fuzz
+@given(changes=edits, packed=st.booleans())
+def test_sentence_polarity(tmp_path, changes, packed):
+    stream = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for end in ("pos", "neg"):
+            lines = "".join(f"{end} caf\u00e9 {i}\n" for i in range(9))
+            archive.writestr(f"rt-polarity.{end}", lines)
+    (tmp_path / "sentence_polarity.zip").write_bytes(damaged(stream.getvalue(), changes))
+    check(SentencePolarity(root=str(tmp_path), size=8, length=3, test_fraction=0.5))
 
 
 def test_a_wrong_error_would_be_seen(tmp_path, monkeypatch):

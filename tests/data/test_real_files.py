@@ -11,6 +11,7 @@ from fedsim.data.adult import Adult
 from fedsim.data.california import CaliforniaHousing
 from fedsim.data.idx import Idx
 from fedsim.data.medmnist import MedMnist
+from fedsim.data.sentence_polarity import SentencePolarity
 from fedsim.data.text import Text
 from fedsim.errors import DataError
 
@@ -113,3 +114,23 @@ def test_shakespeare(real_root):
     start = "Before we proceed any further, hear me speak.\nYou are all resolved rather to die"
     assert "".join(data.class_names[c] for c in data.train_x[0].tolist()) == start
     assert data.columns["speaker"][0] == "First Citizen"
+
+
+def test_shakespeare_roles(real_root):
+    public, private = (load(Text(root=real_root, roles=roles)) for roles in ("public", "private"))
+    # One of the 65 characters is said by private roles only, and only once in their train windows.
+    assert public.num_outputs == private.num_outputs == 64
+    assert not (public.train_x == 63).any() and (private.train_x == 63).sum() == 1
+    count = [len(np.unique(data.columns["speaker"])) for data in (public, private)]
+    assert count == [134, 122]
+
+
+def test_sentence_polarity(real_root):
+    data = load(SentencePolarity(root=real_root))
+    assert len(data.train_x) + len(data.test_x) == 10662
+    assert data.train_y.sum() + data.test_y.sum() == 5331
+    public, private = (
+        load(SentencePolarity(root=real_root, split=s)) for s in ("public", "private")
+    )
+    assert [len(d.train_x) for d in (public, private)] == [2603, 5963]
+    assert ((data.train_x != 0).all(1)).float().mean() < 0.01  # 48 words are nearly all sentences

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedsim.data.text import Text, by_speaker
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError
 
 PLAY = """Lost words.
 
@@ -101,3 +101,47 @@ def test_texts_that_cannot_be_cut(tmp_path, text, fields, message):
 def test_missing_file_names_the_source(tmp_path):
     with pytest.raises(DataError, match=r"tinyshakespeare\.txt.*karpathy/char-rnn"):
         Text(root=str(tmp_path)).load()
+
+
+def roles_of(tmp_path, names="ABCDEFGHIJKLMNOP", **fields):
+    text = "".join(f"{name}:\n{name * 3}xyxyxyxyxyxy\n\n" for name in names)
+    return load(tmp_path, text, length=3, test_fraction=0.3, **fields)
+
+
+def test_roles_are_public_or_private(tmp_path):
+    every, public, private = (roles_of(tmp_path, roles=r) for r in ("all", "public", "private"))
+    mine, others = set(public.columns["speaker"]), set(private.columns["speaker"])
+    assert not mine & others and mine | others == set(every.columns["speaker"])
+    assert 2 <= len(mine) <= 14
+    assert len(public.test_x) == len(mine) and len(private.test_x) == len(others)
+    for data in (public, private):
+        for start in range(0, len(data.train_x), 3):
+            name = data.columns["speaker"][start]
+            said = decode(data, data.train_x[start : start + 3].flatten())
+            assert said == ((name * 3 if data is public else "") + "xyxyxy")
+
+
+def test_the_alphabet_is_the_public_roles_and_one_token_for_all_else(tmp_path):
+    public, private = (roles_of(tmp_path, roles=r) for r in ("public", "private"))
+    assert public.class_names == private.class_names and public.class_names[-1] == ""
+    assert set(public.class_names[:-1]) == {*public.columns["speaker"], "x", "y"}
+    assert public.num_outputs == public.num_tokens == len(public.class_names)
+    other = public.num_outputs - 1
+    assert not (public.train_x == other).any()
+    # Each private role begins with three times its own letter, which no public role says.
+    assert ((private.train_x == other).sum() == 3 * len(set(private.columns["speaker"]))).item()
+
+
+def test_a_role_less_moves_no_other(tmp_path):
+    before, after = (
+        set(roles_of(tmp_path, names, roles="private").columns["speaker"])
+        for names in ("ABCDEFGHIJKLMNOP", "BCDEFGHIJKLMNOP")
+    )
+    assert after == before - {"A"}
+
+
+def test_roles_that_cannot_be_split(tmp_path):
+    with pytest.raises(DataError, match=r"of the 1 roles.*public_fraction"):
+        load(tmp_path, "A:\nabcabc\n", length=1, test_fraction=0.5, roles="public")
+    with pytest.raises(ConfigError, match=r"^roles: public needs data\.speakers=true"):
+        Text(roles="public", speakers=False)

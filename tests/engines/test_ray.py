@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedsim.config import compose
 from fedsim.engines import ray_start
@@ -31,6 +32,8 @@ from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
 from fedsim.run import Run
 from fedsim.simulation import Simulation
+from fedsim.sweep import front
+from fedsim.sweep.folder import SweepFolder
 from tests.helpers import classification, distance, make_runtime
 
 HOME = Path(__file__).parents[2]
@@ -406,3 +409,29 @@ def test_ctrl_c_leaves_no_process(engine: str, when: str, tmp_path: Path) -> Non
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
+
+
+@with_ray
+def test_a_sweep_runs_on_a_cluster(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["scenario=quickstart", *SMALL[:-1], "client.lr=0.05,0.1"]
+    assert front.sweep(words, None, front.Choice(ray=address)) == 0
+    (head,) = tmp_path.glob("results/sweeps/*/*/sweep.yaml")
+    for entry in SweepFolder.open(head.parent).entries:
+        found = SweepFolder(head.parent).run_of(entry)
+        assert found is not None and (found / "report.html").is_file()
+        with closing(Simulation(compose("quickstart", entry.point.overrides))) as simulation:
+            params, _ = rounds_of(simulation)
+        saved = load_file(found / "model.safetensors")
+        assert sha({name: saved[name] for name in params}) == sha(params)
+
+
+@with_ray
+def test_a_sweep_says_that_no_cluster_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--ray 127\.0\.0\.1:1: no Ray cluster answers"):
+        front.sweep(["scenario=quickstart", "seed=0,1"], None, front.Choice(ray="127.0.0.1:1"))

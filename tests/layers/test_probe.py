@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.layers.model import NoRuleError, StackedModel
-from fedsim.layers.probe import probe_independence
+from fedsim.layers.probe import probe_independence, probe_samples
 from tests.helpers import classification, make_model, make_runtime, tokens
 from tests.layers.zoo import MODELS, Residual
 
@@ -88,6 +88,34 @@ class UnkeyedDropout(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
+def neighbour(x: Tensor) -> Tensor:
+    """Return the other sample of each pair, who belongs to the same client."""
+    return x.view(-1, 2, x.shape[1]).flip(1).view(x.shape) if len(x) > 1 else torch.zeros_like(x)
+
+
+class PairsOfSamples(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + neighbour(x)
+
+
+class PairsInTheGradient(nn.Module):
+    """Outputs are each sample's own; the gradient reaches the neighbour too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (neighbour(x) - neighbour(x).detach())
+
+
+class RowPerPosition(nn.Module):
+    """Folds positions into the batch axis; sums over samples are right, norms are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Embedding(7, 6), nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.token(x).view(-1, 6)).view(*x.shape, 7)
+
+
 FLOATS = classification(n=4).train_x[:2]
 TOKENS = tokens(length=4).train_x[:2]
 batch_norm = nn.BatchNorm1d(6, affine=False, track_running_stats=False)
@@ -124,18 +152,51 @@ def test_a_model_that_mixes_samples_is_refused(model, x):
         probe_independence(StackedModel(model), dict(model.named_parameters()), x)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_of_a_model_that_can_be_stacked_pass(name):
+    part, dataset = MODELS[name]
+    runtime = make_runtime(dataset, part)
+    probe_samples(StackedModel(runtime.model), runtime.initial_params(), dataset.train_x[:2])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (Around(PairsOfSamples()), FLOATS, "cannot be told apart from the others'"),
+        (Around(PairsInTheGradient()), FLOATS, "cannot be told apart from the others'"),
+        (RowPerPosition(), TOKENS, "'head.weight' saw 16 rows for 4 samples"),
+    ],
+    ids=lambda value: type(getattr(value, "between", value)).__name__,
+)
+def test_samples_that_are_mixed_within_their_client_are_refused(model, x, message):
+    params = dict(model.named_parameters())
+    probe_independence(StackedModel(model), params, x)  # no client sees another
+    with pytest.raises(NoRuleError, match=message):
+        probe_samples(StackedModel(model), params, x)
+
+
+@pytest.mark.parametrize(
+    "model", [Around(MinusBatchMean(), embed=True), PositionOnce(), TimeFirst()]
+)
+def test_samples_that_are_mixed_across_clients_are_refused(model):
+    with pytest.raises(NoRuleError):
+        probe_samples(StackedModel(model), dict(model.named_parameters()), TOKENS)
+
+
 @pytest.mark.parametrize(("model", "x"), [(ReadsTheWeight(), TOKENS), (FixedBatch(), FLOATS)])
-def test_a_forward_that_fails_on_stacked_clients_is_refused(model, x):
+@pytest.mark.parametrize("probe", [probe_independence, probe_samples])
+def test_a_forward_that_fails_on_stacked_clients_is_refused(model, x, probe):
     with pytest.raises(NoRuleError, match=r"the forward pass fails on stacked clients: .*Error"):
-        probe_independence(StackedModel(model), dict(model.named_parameters()), x)
+        probe(StackedModel(model), dict(model.named_parameters()), x)
 
 
-def test_the_probe_leaves_no_trace():
+@pytest.mark.parametrize("probe", [probe_independence, probe_samples])
+def test_the_probe_leaves_no_trace(probe):
     model = make_model(Residual, classification())
     stacked = StackedModel(model)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    probe_independence(stacked, dict(model.named_parameters()), FLOATS)
+    probe(stacked, dict(model.named_parameters()), FLOATS)
     assert stacked.tape.weights == {}
     assert stacked.tape.records == []
     assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())

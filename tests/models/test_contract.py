@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import install
+from fedsim.models.text_classifier import TextClassifier
 
 FILES = sorted((Path(__file__).parents[2] / "scenarios" / "model").glob("*.yaml"))
 LEAVES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
@@ -26,13 +28,33 @@ PARAMETERS = {
     "mlp": 15_010,
     "resnet": 78_042 - 2 * 16 * 9,  # one input channel for three
     "transformer": 417_601,
+    "text_classifier": 56_970,  # 97 * 64 embeddings, 49,984 of a block, 128, 65 * 10 of the head
+    "pretrained": 56_970,
+    "lora": 56_970 + 4 * (64 + 192) + 4 * (64 + 256),
 }
 
 
+TOKENS = {"transformer", "text_classifier", "pretrained", "lora"}
+
+
 def load(file: Path) -> ModelPart:
-    keys = yaml.safe_load(file.read_text())
+    return made(yaml.safe_load(file.read_text()))
+
+
+def made(keys: dict) -> ModelPart:
+    """Make a part and those within it."""
     module, name = keys.pop("_target_").rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(**keys)
+    inner = {key: made(value) for key, value in keys.items() if isinstance(value, dict)}
+    return getattr(importlib.import_module(module), name)(**{**keys, **inner})
+
+
+def started(part: ModelPart, path: Path) -> ModelPart:
+    """Name the file that a part within this one starts from, wherever it stands."""
+    if hasattr(part, "file"):
+        return dataclasses.replace(part, file=str(path))
+    return (
+        dataclasses.replace(part, base=started(part.base, path)) if hasattr(part, "base") else part
+    )
 
 
 def build(part, dataset, seed=0):
@@ -42,10 +64,16 @@ def build(part, dataset, seed=0):
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)
-def case(request, images, text):
+def case(request, images, text, tmp_path):
     name = request.param.stem
-    shape = SHAPES.get(name, (1, 8, 8))
-    dataset = text() if name == "transformer" else images(*shape, outputs=OUTPUTS.get(name, 10))
+    if name == "transformer":
+        return request.param, load(request.param), text()
+    if name in TOKENS:
+        dataset = text(outputs=10, per_position=False)
+        path = tmp_path / "start.safetensors"
+        save_file(build(TextClassifier(), dataset, 9).state_dict(), path)
+        return request.param, started(load(request.param), path), dataset
+    dataset = images(*SHAPES.get(name, (1, 8, 8)), outputs=OUTPUTS.get(name, 10))
     return request.param, load(request.param), dataset
 
 
@@ -62,7 +90,8 @@ def test_yaml_has_a_description_and_every_field(case):
 
 
 def test_plain_yaml_holds_the_defaults(case):
-    file, part, _ = case
+    file, _, _ = case
+    part = load(file)
     if not file.stem.startswith("cnn_"):
         assert part == type(part)()
 
@@ -81,7 +110,8 @@ def test_building_depends_on_the_seed_alone(case):
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[key], again[key]) for key in first)
     differs = any(not torch.equal(first[key], other[key]) for key in first)
-    assert differs != (file.stem == "linear")  # which starts at zero
+    # The linear model starts at zero, the pretrained one from its file.
+    assert differs != (file.stem in ("linear", "pretrained"))
 
 
 def test_parameters_sit_in_layers_that_can_be_stacked(case):
@@ -111,7 +141,12 @@ def test_samples_are_independent(case):
 def test_every_parameter_gets_a_gradient(case):
     _, part, dataset = case
     model = build(part, dataset).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # an adapter starts at zero, and its other half sees nothing
+            p.add_(0.01 * (not p.any()))
     z = model(dataset.train_x)
     (z * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         assert p.grad is not None and p.grad.any() and p.grad.isfinite().all(), name
