@@ -197,6 +197,7 @@ class Functorch(PerSample):
         trained = {name: params[name] for name in self.trainable}
         gradient = torch.func.grad_and_value(loss)
         rows, losses_B = torch.vmap(gradient, in_dims=(None, 0, 0))(trained, batch.x, batch.y)
+        rows = {name: grads.detach() for name, grads in rows.items()}
         return _contract(rows, weights), losses_B.detach()
 
 

@@ -615,7 +615,9 @@ def test_settings_that_make_no_sense_are_refused_at_once():
     with pytest.raises(ConfigError, match="ghost clipping has one weight"):
         dp_sgd(clipping="per_layer", method="ghost")
     with pytest.raises(ConfigError, match="the noisy count alone would cost more"):
-        private_runtime(data, model, dp_sgd(clipping="adaptive", noise_multiplier=1.0))
+        private_runtime(
+            data, model, dp_sgd(clipping="adaptive", noise_multiplier=1.0, count_noise=0.4)
+        )
     with pytest.raises(ConfigError, match="on real devices"):
         dp_sgd(noise_source="keyed").bind(setting(data, LocalSGD(), deployed=True))
     fresh = dp_sgd(noise_multiplier=1.0).bind(setting(data, LocalSGD(), deployed=True))
