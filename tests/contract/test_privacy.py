@@ -313,10 +313,13 @@ def test_releases_count_even_where_all_checkpoints_are_gone(tmp_path):
 
     run = start(BASIC["local_dp"], tmp_path, "privacy.noise_source=system")
     list(run.start())
+    before = summary(run)["privacy"]
     shutil.rmtree(run.folder.path / "checkpoint")
     once = again(run)
     list(once.resume())
     assert [line["round"] for line in lines(once)] == [1, 2, 3, 1, 2, 3]
+    assert summary(once)["privacy"]["epsilon"] > before["epsilon"]
+    Ledger(once.folder.path / LEDGER, run.simulation.protection).load(once.ledger.chain)
 
 
 @charged
