@@ -13,8 +13,8 @@ import fedsim.models
 from fedsim import seeds
 from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.models.base import ModelPart
-from fedsim.models.pretrained import Pretrained
 from fedsim.models.dropout import install
+from fedsim.models.pretrained import Pretrained
 from fedsim.records import Params
 from tests.helpers import make_model
 from tests.layers.zoo import MODELS, inplace_first
