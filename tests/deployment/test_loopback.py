@@ -77,6 +77,7 @@ def test_noise_on_devices_is_the_systems_and_the_statement_says_so(
     deployment: LocalDeployment, mechanism: str, tmp_path: Path
 ) -> None:
     words = [*SMALL, *STRATEGIES["fedavg"], f"privacy={mechanism}", "privacy.noise_multiplier=1"]
+    words += ["privacy.epsilon=null"]
     words += [*PRIVATE[mechanism], f"output.root={tmp_path}", "rounds=1"]
     ends = set()
     for _ in range(2):  # the same scenario and seed: the noise alone may differ, and does
