@@ -398,7 +398,7 @@ class Diff2Protection(Accounted):
         return self.schedule.restart_noise if restarting else self.schedule.difference_noise
 
     def add_noise_(self, sums: Params, server_round: int, clip_norm: float) -> None:
-        """Add the server's noise, where the server is trusted, to the sum of all clients, float64."""
+        """Add the server's noise, if it is trusted, to the sum of all clients, float64."""
         if self.part.trust == "central":
             std = self.noise_of(self.strategy.restarting) * clip_norm
             self._add_(sums, self._source(server_round, seeds.SERVER, "diff2"), std)

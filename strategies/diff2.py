@@ -81,7 +81,7 @@ class Differences(ClientHalf):
                 sums[name].index_add_(0, owner_B, bounded)
             loss_K.index_add_(0, owner_B, losses_B.double())
             clipped_K.index_add_(0, owner_B, (norms_B > clip_norm).double())
-        counts_K = torch.from_numpy(cohort.counts).to(device)
+        counts_K = torch.from_numpy(cohort.counts).to(device, torch.float64)
         if self.min_examples is not None:
             share_K = (self.min_examples / counts_K.clamp(min=1)).clamp(max=1)
             for rows in sums.values():
