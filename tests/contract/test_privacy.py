@@ -44,6 +44,7 @@ PLAIN = {
     "label_dp": BERNOULLI,
     "dp_ftrl": [*NOISE, *FULL],
     "distributed_dp": [*NOISE, *FULL],
+    "diff2": [*NOISE, *FULL, "strategy=diff2", "strategy.restart=2"],
 }
 """One case of each; a mechanism that is not here is tried with the values of its file."""
 
@@ -85,6 +86,12 @@ CASES = {
     "local_dp, weights": ("local_dp", [*NOISE, *BERNOULLI, "privacy.weight_cap=10"]),
     "label_dp, scaffold": ("label_dp", [*FULL, "strategy=scaffold"]),
     "label_dp, flipped": ("label_dp", [*BERNOULLI, "attack=label_flip"]),
+    "diff2, distributed": ("diff2", [*PLAIN["diff2"], "privacy.trust=distributed"]),
+    "diff2, local": ("diff2", [*PLAIN["diff2"], "privacy.trust=local"]),
+    "diff2, add or remove": (
+        "diff2",
+        [*PLAIN["diff2"], "privacy.relation=add_remove", "privacy.examples=60"],
+    ),
     "dp_sgd, flipped": ("dp_sgd", [*DP_SGD, "attack=label_flip"]),
 }
 
@@ -172,7 +179,7 @@ def test_the_cohort_engine_ends_as_the_sequential_one(case, tmp_path):
         counts.append([(report.admitted, report.rejected) for _, report in reports])
         assert distance(ends[-1], begin) > 1e-4
         if engine == "cohort" and "moon" not in str(case[1]):
-            assert simulation.grid.plan == "rules"
+            assert simulation.grid.plan == ("vmap" if case[0] == "diff2" else "rules")
     assert distance(ends[1], ends[0]) < 1e-9
     assert [sorted(a) for a, _ in counts[0]] == [sorted(a) for a, _ in counts[1]]
     if "attack=nan" in case[1]:

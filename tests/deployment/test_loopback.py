@@ -30,6 +30,7 @@ STRATEGIES = {
     "fedavg": ["strategy=fedavg", "participation=full"],
     "fedau": ["strategy=fedau", "participation=bernoulli", "participation.rate=0.7", "seed=3"],
     "fedadam": ["strategy=fedadam", "participation=full", "partition.holdout=0.2"],
+    "diff2": ["strategy=diff2", "strategy.restart=2", "participation=full"],
 }
 
 
