@@ -184,7 +184,7 @@ def plan(overrides: Overrides = None, as_json: Json = False, debug: Debug = Fals
 
 @app.command()
 def audit(overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Attack a scenario's privacy claim: run it with canaries; exit 6 if the claim is refuted."""
+    """Attack a scenario's privacy claim (fedsim list audit); exit 6 if the claim is refuted."""
     with _errors(debug):
         from fedsim.auditing.drive import AUDIT, run_audit
         from fedsim.config import apart, compose

@@ -1,4 +1,4 @@
-"""The contract of an audit: it plants canaries in a run, watches it, and judges its claim.
+"""The contract of an audit: it plants canaries in a run, or just watches it, and judges its claim.
 
 An audit is no part of a scenario: a scenario is what is audited. So `audit` is a group of parts
 that only `fedsim audit` reads, and no run's configuration holds one.
@@ -40,14 +40,14 @@ class Audit(abc.ABC):
     """One audit of one run.
 
     Attributes:
-        protection: The run's mechanism with the canaries planted in it; takes its place.
+        protection: The run's mechanism with the canaries planted in it, or watched; takes its place.
     """
 
     protection: Protection
 
     @abc.abstractmethod
     def planted(self) -> dict[str, Any]:
-        """Return the canaries as plain data: all that was drawn before the run."""
+        """Return as plain data what was drawn before the run: canaries, coins, who is attacked."""
 
     @abc.abstractmethod
     def conclude(self, initial: Params, final: Params, ledger: Sequence[Line]) -> Verdict:
@@ -65,7 +65,7 @@ class AuditPart(Part, abc.ABC):
 
     @abc.abstractmethod
     def plant(self, simulation: Simulation, inner: Protection) -> Audit:
-        """Draw canaries, and put them into a run's mechanism.
+        """Draw what the audit needs, and put it into a run's mechanism.
 
         Args:
             simulation: The run, before its client side is built.

@@ -176,7 +176,7 @@ def audit(data: RunData) -> Html:
         picture = page.figure(
             f'<img src="data:image/png;base64,{source}" alt="">',
             "",
-            "Lower bounds on epsilon beside the claim, and how many canaries were found",
+            "What the audit found, beside what is claimed",
         )
     return page.section(
         "Audit of the privacy statement", page.element("div", lines, css="box"), picture

@@ -37,7 +37,7 @@ from fedsim.protection import Line, Protection
 from fedsim.records import Params
 from fedsim.simulation import Simulation
 from privacy.audit import one_run
-from privacy.audit.claim import claim_of
+from privacy.audit.claim import busiest, claim_of
 from privacy.audit.findings import Findings
 from privacy.audit.planted import Diracs, Planted, PlantedExamples, PlantedUsers
 
@@ -125,10 +125,7 @@ class Canaries(AuditPart):
         return PlantedUsers(inner, diracs, client_M, silent=self.others == "silent")
 
     def _examples(self, simulation: Simulation, inner: Protection, diracs: Diracs) -> Planted:
-        rounds_N = np.zeros(simulation.partition.num_clients, np.int64)
-        for server_round in range(1, simulation.last_round + 1):
-            rounds_N[simulation.schedule.select(server_round)] += 1
-        client = int(rounds_N.argmax())
+        client = busiest(simulation)
         return PlantedExamples(inner, diracs, client, silent=self.others == "silent")
 
 

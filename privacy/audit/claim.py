@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.protection import Line, Statement
+from fedsim.simulation import Simulation
 from privacy import accountant
 from privacy.audit.tradeoff import profile_fpr, profile_tpr
 from privacy.events import Event
@@ -63,3 +64,11 @@ def claim_of(statement: Statement, lines: Sequence[Line], client: int | None) ->
         for epsilon in epsilon_E
     ]
     return Claim(statement=statement, epsilon_E=epsilon_E, delta_E=np.array(delta_E))
+
+
+def busiest(simulation: Simulation) -> int:
+    """Return the client that takes part in most of a run's planned rounds."""
+    rounds_N = np.zeros(simulation.partition.num_clients, np.int64)
+    for server_round in range(1, simulation.last_round + 1):
+        rounds_N[simulation.schedule.select(server_round)] += 1
+    return int(rounds_N.argmax())
