@@ -40,7 +40,7 @@ class Audit(abc.ABC):
     """One audit of one run.
 
     Attributes:
-        protection: The run's mechanism with the canaries planted in it, or watched; takes its place.
+        protection: The run's mechanism, with the canaries planted in it or watched, in its place.
     """
 
     protection: Protection
