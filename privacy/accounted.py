@@ -85,7 +85,8 @@ class Accounted(Protection):
                 f"privacy.epsilon={self._budget:g}: round {lines[0]['round']} would bring epsilon "
                 f"to {self._epsilon(most):.4g}, over the budget; it is {self._epsilon(before):.4g} "
                 f"now (delta {claim.delta:g}, per {claim.unit}, {claim.relation}). The model so "
-                "far is kept. To go on, start a run with more noise or a larger privacy.epsilon"
+                "far is kept. To go on, start a run with more noise or a larger privacy.epsilon "
+                "(null: no budget)"
             )
 
     def record(self, line: Line) -> None:

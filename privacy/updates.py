@@ -159,7 +159,7 @@ def check_sends_model_only(runtime: ClientRuntime, mechanism: str) -> None:
         ConfigError: It sends more, of which the mechanism knows nothing.
     """
     half = runtime.half
-    for level in ("upload", "begin", "gradient"):
+    for level in ("upload", "begin", "gradient", "run"):
         if half.overrides(level):
             raise ConfigError(
                 f"strategy: {type(half).__name__} sends, or keeps, more than a clipped update "

@@ -40,7 +40,7 @@ class Audit(abc.ABC):
     """One audit of one run.
 
     Attributes:
-        protection: Takes the place of the run's mechanism: with canaries planted in it, or watched.
+        protection: The run's mechanism, with the canaries planted in it or watched, in its place.
     """
 
     protection: Protection

@@ -16,6 +16,7 @@ from fedsim.client.plan import Plan, make_plan
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import NOTHING, TRAIN_LOSS, first_batch
 from fedsim.client.steps import StepFactory, length_groups
+from fedsim.client.whole import run_whole
 from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf, Scalar
 
 StackedModels = Callable[[Params, Tensor], Tensor]
@@ -58,6 +59,18 @@ class CohortTrainer:
 
         The chunk's arrays are valid until the next call.
         """
+        if self.runtime.half.overrides("run"):
+            own = client_arrays(clients) if callable(client_arrays) else client_arrays
+            return run_whole(
+                self.runtime,
+                clients=clients,
+                server_round=server_round,
+                params=params,
+                client_arrays={
+                    name: rows.to(self.runtime.dataset.train_x.device) for name, rows in own.items()
+                },
+                told=told,
+            )
         plan = make_plan(self.runtime, clients, server_round)
         device = plan.x.device
         make_step = partial(

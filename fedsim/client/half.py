@@ -22,6 +22,12 @@ Algorithms whose clients have models of their own need more:
 9. `evaluated(params, batch, context)`: the model that the client scores, where that is not `begin`:
    one that it keeps (Ditto), or one adapted to its own samples first (Per-FedAvg).
 
+And for what is not SGD at all:
+
+10. `run(cohort)`: the whole of the local work of K clients, with per-sample gradients at hand
+    (DIFF2's clipped sums). Then `loss` is what is differentiated, the levels about steps and
+    batches are not called, and what is sent back need not be a model.
+
 The engine owns the loop, the batches and the optimiser step. A client half never loops over
 clients and never knows which engine runs it: the cohort engine calls the same functions under
 `torch.func.vmap`, so they must be plain tensor algebra without data-dependent Python branches.
@@ -31,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -39,6 +46,9 @@ from fedsim.client.differentiate import Grad, gradient
 from fedsim.client.objective import sample_losses
 from fedsim.data.dataset import Task
 from fedsim.records import Params
+
+if TYPE_CHECKING:
+    from fedsim.client.whole import Cohort, Worked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +196,14 @@ class ClientHalf:
             context: As in training; `arrays` are what the strategy's `evaluation_payload` sent.
         """
         return self.begin(params, context)
+
+    def run(self, cohort: Cohort) -> Worked:
+        """Do the whole of K clients' local work, in place of steps; see `fedsim.client.whole`.
+
+        Called with one client by the engines that take them one by one, with many by others: what
+        is sent for one of them must not depend on the others.
+        """
+        raise NotImplementedError("the default half takes steps")
 
     def loss_gradient(
         self, params: Params, batch: Batch, context: ClientContext

@@ -77,6 +77,12 @@ class ClientRuntime:
                 f"privacy: {private} cannot make the gradients of {type(self.half).__name__} "
                 "private, which are not those of one loss; use privacy=none, or another strategy"
             )
+        if self.half.overrides("run") and not self.estimator.plain:
+            raise ConfigError(
+                f"privacy: {private} makes the gradients of local steps private, and "
+                f"{type(self.half).__name__} takes none; use privacy=none, or a mechanism that is "
+                "made for the strategy"
+            )
         if self.half.full_gradient and not self.estimator.plain:
             raise ConfigError(
                 f"strategy: {type(self.half).__name__} asks for the gradient of all of a client's "

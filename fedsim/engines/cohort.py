@@ -43,7 +43,12 @@ from fedsim.records import (
 
 log = logging.getLogger(__name__)
 
-WITHOUT_RULES = {"loss": "loss", "gradient": "gradient", "evaluated": "evaluation"}
+WITHOUT_RULES = {
+    "loss": "loss",
+    "gradient": "gradient",
+    "evaluated": "evaluation",
+    "run": "local work",
+}
 """Levels of a client half that call the model themselves -> what a half that has them replaces."""
 
 PlanName = Literal["auto", "rules", "vmap", "sequential"]

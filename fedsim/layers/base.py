@@ -208,11 +208,12 @@ def gram_square_norm(left: Tensor, right: Tensor) -> Tensor:
     """Return `‖leftᵀ right‖²` per sample without making the product, `[N, T, *]` twice -> `[N]`.
 
     ‖Σ_t l_t r_tᵀ‖² = Σ_{t,s} ⟨l_t, l_s⟩ ⟨r_t, r_s⟩: two T x T matrices. Rounding can make what is
-    zero slightly negative.
+    zero slightly negative. In float64: where the terms cancel, as of two large and nearly equal
+    rows of `left`, products in float32 lose the norm, and what is clipped by it is not (1.6 C).
     """
     blocks = []
-    for some in row_blocks(len(left), 2 * left.shape[1] ** 2 * left.element_size()):
-        x, y = left[some], right[some]
+    for some in row_blocks(len(left), 2 * left.shape[1] ** 2 * 8):
+        x, y = left[some].double(), right[some].double()
         gram = torch.bmm(x, x.transpose(1, 2)).mul_(torch.bmm(y, y.transpose(1, 2)))
         blocks.append(gram.sum((1, 2)))
-    return torch.cat(blocks).clamp_min_(0)
+    return torch.cat(blocks).clamp_min_(0).to(left.dtype)

@@ -18,7 +18,12 @@ from fedsim.models.base import ModelPart
 from fedsim.models.shapes import flat_size
 from fedsim.parts import Range
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class MLP(ModelPart):
     """
 
     hidden: Annotated[list[int], Range(ge=1)] = field(default_factory=lambda: [200])
-    activation: Literal["relu", "tanh", "gelu"] = "relu"
+    activation: Literal["relu", "tanh", "gelu", "softplus"] = "relu"
 
     def build(self, dataset: Dataset) -> nn.Module:
         """Make the module: float `[B, *input_shape]` -> `[B, num_outputs]`.

@@ -14,7 +14,7 @@ which are on the disk before anything is sent. What may be claimed is computed f
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,6 +87,11 @@ class Protection:
         Where it is not None, they report no metric of their training either.
         """
         return None
+
+    @property
+    def public_metrics(self) -> Collection[str]:
+        """Names of the metrics that are reported even so, by halves that do their work whole."""
+        return ()
 
     @property
     def replays(self) -> bool:

@@ -31,6 +31,10 @@ MORE = {
 
 
 def words(name: str, root: Path) -> list[str]:
+    if name in ("diff2", "dp_gd"):  # they refuse clients that are drawn
+        given = [word for word in WORDS if not word.startswith("participation")]
+        own = ["participation=full", f"strategy={name}", f"output.root={root}"]
+        return [*given, *own, "strategy.clip_gradients=3"]
     return [*WORDS, f"strategy={name}", f"output.root={root}", *MORE.get(name, [])]
 
 

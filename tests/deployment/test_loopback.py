@@ -30,6 +30,7 @@ STRATEGIES = {
     "fedavg": ["strategy=fedavg", "participation=full"],
     "fedau": ["strategy=fedau", "participation=bernoulli", "participation.rate=0.7", "seed=3"],
     "fedadam": ["strategy=fedadam", "participation=full", "partition.holdout=0.2"],
+    "diff2": ["strategy=diff2", "strategy.restart=2", "participation=full"],
 }
 
 
@@ -64,6 +65,35 @@ def test_three_rounds_end_with_the_same_weights(
         assert told["train"] == report.train
         assert told["central"] == report.central
         assert not told["rejected"]
+
+
+PRIVATE = {
+    "dp_sgd": ["privacy.sample_rate=0.2", "client.steps=2", "client.epochs=null"],
+    "user_dp": ["participation=full"],
+}
+
+
+@pytest.mark.parametrize("mechanism", PRIVATE)
+def test_noise_on_devices_is_the_systems_and_the_statement_says_so(
+    deployment: LocalDeployment, mechanism: str, tmp_path: Path
+) -> None:
+    words = [*SMALL, *STRATEGIES["fedavg"], f"privacy={mechanism}", "privacy.noise_multiplier=1"]
+    words += ["privacy.epsilon=null"]
+    words += [*PRIVATE[mechanism], f"output.root={tmp_path}", "rounds=1"]
+    ends = set()
+    for _ in range(2):  # the same scenario and seed: the noise alone may differ, and does
+        config = configure("quickstart", words, NODES)
+        folder = RunFolder.create(config)
+        Sitting(config=config, folder=str(folder.path)).on(deployment.superlink, JsonLines())
+        claim = json.loads((folder.path / "summary.json").read_text())["privacy"]
+        assert claim["noise"].startswith("noise from the operating system's generator")
+        assert claim["unit"] == ("example" if mechanism == "dp_sgd" else "user")
+        assert 0 < claim["epsilon"] < 20
+        lines = (folder.path / "ledger.jsonl").read_text().splitlines()
+        assert [json.loads(line)["round"] for line in lines] == [1]
+        assert "train-loss" not in next(r for r in folder.rounds() if r["server_round"])["train"]
+        ends.add(weights(folder.path))
+    assert len(ends) == 2
 
 
 def online(deployment: LocalDeployment) -> list[str]:

@@ -132,6 +132,22 @@ def test_flowers_engine_ends_with_the_same_bits(address: str) -> None:
 
 
 @with_ray
+def test_clients_that_do_their_work_whole_end_with_the_same_bits(address: str) -> None:
+    """With noise of the server's, and with each client's own."""
+    words = [
+        *("rounds=3", "model.hidden=[4]", "partition.num_clients=5", "participation=full"),
+        *("strategy=diff2", "strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
+        *("partition.holdout=0.2", "evaluation.clients=cohort"),
+    ]
+    there = ["engine=ray", f"engine.address={address}", "engine.num_cpus=2"]
+    with closing(Simulation(compose("quickstart", [*words, *there]))) as simulation:
+        got, others = rounds_of(simulation)
+    expected, reports = rounds_of(Simulation(compose("quickstart", [*words, "engine=in_process"])))
+    assert sha(got) == sha(expected)
+    same_but_for_time(reports, others)
+
+
+@with_ray
 def test_arrays_of_each_client_and_failures_pass_through_flowers_engine(address: str) -> None:
     words = [*ours("EveryThirdFails"), f"engine.address={address}", "engine.num_gpus=1"]
     expected, reports = run("in_process", *words[:2])

@@ -1,6 +1,7 @@
 """Models of every kind that stacked layers must run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,10 @@ from fedsim.data.dataset import Dataset
 from fedsim.models.base import ModelPart
 from fedsim.models.cnn import CNN
 from fedsim.models.linear import LinearModel
+from fedsim.models.lora import LoRA
 from fedsim.models.mlp import MLP
 from fedsim.models.resnet import ResNet
+from fedsim.models.text_classifier import TextClassifier
 from fedsim.models.transformer import Transformer
 from tests.helpers import classification, tokens
 
@@ -60,6 +63,7 @@ def same_module_twice() -> nn.Module:
 float64 = torch.float64
 VECTORS = classification(dtype=float64)
 IMAGES = classification(shape=(1, 8, 8), dtype=float64)
+LABELLED = replace(tokens(), train_y=tokens().train_y[:, 0], test_y=tokens().test_y[:, 0])
 MODELS: dict[str, tuple[ModelPart | Callable[[], nn.Module], Dataset]] = {
     "linear": (LinearModel(), VECTORS),
     "mlp": (MLP(hidden=[5, 4]), VECTORS),
@@ -69,6 +73,8 @@ MODELS: dict[str, tuple[ModelPart | Callable[[], nn.Module], Dataset]] = {
     "transformer": (Transformer(width=8, heads=2, layers=2), tokens()),
     "transformer, tied": (Transformer(width=8, heads=2, layers=1, tied=True), tokens()),
     "transformer with dropout": (Transformer(width=8, heads=2, layers=1, dropout=0.3), tokens()),
+    "lora": (LoRA(rank=2, base=Transformer(width=8, heads=2, layers=1)), tokens()),
+    "text classifier": (TextClassifier(width=8, heads=2), LABELLED),
     "torch.nn": (sequential, IMAGES),
     "in place after the first": (inplace_first, VECTORS),
     "residual": (Residual, VECTORS),

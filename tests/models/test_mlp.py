@@ -26,6 +26,7 @@ def test_parameters(images, hidden, parameters):
         ("relu", 0.0),
         ("tanh", math.tanh(-1.0)),
         ("gelu", -0.5 * (1 + math.erf(-1 / math.sqrt(2)))),
+        ("softplus", math.log1p(math.exp(-1.0))),
     ],
 )
 def test_activation(images, activation, value):

@@ -18,10 +18,11 @@ from fedsim.participation.full import Full
 from fedsim.participation.uniform import Uniform
 from fedsim.records import NUM_EXAMPLES, Chunk, Replies
 from privacy.accountant import epsilon
+from privacy.clipped_sum import CLIP_NORM
 from privacy.events import Event, FixedSize, Gaussian, Poisson
 from privacy.normal import keyed
 from privacy.updates import clipped_rows, shrink_
-from privacy.user_dp import CLIP_NORM, WITHIN, UserDP
+from privacy.user_dp import WITHIN, UserDP
 from strategies.fedavg import FedAvg
 from strategies.median import Median
 from strategies.scaffold import Scaffold
@@ -79,7 +80,7 @@ class NoReplies(Given):
 
 
 def noise_of(server_round, size):
-    return keyed(0, server_round, 2**32 - 1, "user-dp").normal(size, dtype=torch.float64)
+    return keyed(0, server_round, 2**32 - 1, "privacy=user_dp").normal(size, dtype=torch.float64)
 
 
 X = {"w": torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)}
@@ -251,7 +252,7 @@ def test_the_count_of_the_adaptive_norm_by_hand():
     protection = bind(part)
     z = (0.8**-2 - 6.0**-2) ** -0.5
     assert protection.noise_multiplier == pytest.approx(z, rel=1e-12)
-    source = keyed(0, 4, 2**32 - 1, "user-dp")
+    source = keyed(0, 4, 2**32 - 1, "privacy=user_dp")
     noise, count = (source.normal(size, dtype=torch.float64) for size in (3, 1))
     within = torch.tensor([[1.0], [0.0], [1.0]])
     models = {"w": X["w"].repeat(3, 1)}

@@ -1,0 +1,158 @@
+"""Local work that is no sequence of steps: what `ClientHalf.run` is given, and what it returns.
+
+One function for all engines: those that take clients one by one call it with one client, the cohort
+engine with many. All of them work at models that they share, so that per-sample gradients need no
+axis for clients: their samples are laid end to end, and `torch.func.vmap` takes a piece at a time.
+
+Cost of per-sample gradients: one forward and one backward pass, and B·P numbers for B samples of a
+piece and P of the model; a piece is as large as `MEMORY` holds. Layer rules would need less for
+their norms, but not for those of a *difference* of gradients at two models.
+
+Shapes: K clients, B samples of a piece, `[B, ...]` one gradient per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.client.differentiate import functional_gradient
+from fedsim.client.half import Batch
+from fedsim.client.runtime import ClientRuntime
+from fedsim.records import NUM_EXAMPLES, Chunk, Params, Scalar
+
+MEMORY = 2**25
+"""Bytes of per-sample gradients at one model that are held at a time."""
+
+PIECE = 4096
+"""Samples in a piece, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worked:
+    """What K clients send.
+
+    Attributes:
+        arrays: name -> `[K, ...]`, of the names, shapes and dtypes of the model: a model, or what
+            the server half takes in its place.
+        upload: name -> `[K, ...]`: further tensors.
+        metrics: name -> `[K]`; not sent where a privacy mechanism hides them.
+    """
+
+    arrays: Params
+    upload: Params = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Cohort:
+    """K clients of one round, as `ClientHalf.run` sees them.
+
+    Attributes:
+        start: The model as they received it.
+        arrays: Their own `client-arrays`, name -> `[K, ...]`.
+        told: The configuration that came with the model.
+        server_round: 1, 2, ...
+        counts: Their numbers of samples, int64 `[K]`.
+    """
+
+    def __init__(
+        self,
+        runtime: ClientRuntime,
+        *,
+        clients: np.ndarray,
+        server_round: int,
+        params: Params,
+        client_arrays: Params,
+        told: Mapping[str, Scalar],
+    ) -> None:
+        self._runtime = runtime
+        self.start, self.arrays, self.told = params, client_arrays, told
+        self.server_round = server_round
+        self._pool = runtime.pool(clients.tolist())
+        self.counts = np.array([len(rows) for rows in self._pool.rows], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Names of the tensors that are trained."""
+        return self._runtime.trainable
+
+    def pieces(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield all clients' samples, and whose each is: int64 `[B]`, rows of the cohort."""
+        rows = np.concatenate(self._pool.rows)
+        owner = np.repeat(np.arange(len(self)), self.counts)
+        size = sum(self.start[name].nbytes for name in self.trainable)
+        step = max(1, min(PIECE, MEMORY // max(1, size)))
+        for first in range(0, len(rows), step):
+            x, y = self._pool.take(rows[first : first + step])
+            yield Batch(x=x, y=y), torch.from_numpy(owner[first : first + step]).to(x.device)
+
+    def gradients(self, params: Params, batch: Batch) -> tuple[Params, Tensor]:
+        """Return each sample's gradient of the half's loss, `[B, ...]`, and its loss, `[B]`.
+
+        As for evaluation: without dropout, and with the normalisation layers' running statistics.
+        """
+        runtime = self._runtime
+        context = runtime.context(
+            params=self.start,
+            client_arrays={},
+            server_round=self.server_round,
+            steps=0,
+            grad=functional_gradient,
+        )
+
+        def one(x: Tensor, y: Tensor) -> tuple[Params, Tensor]:
+            alone = Batch(x=x.unsqueeze(0), y=y.unsqueeze(0))
+            return runtime.half.loss_gradient(params, alone, context)
+
+        runtime.model.eval()
+        with torch.no_grad():
+            grads, losses = torch.vmap(one)(batch.x, batch.y)
+        return grads, losses
+
+
+def run_whole(
+    runtime: ClientRuntime,
+    *,
+    clients: np.ndarray,
+    server_round: int,
+    params: Params,
+    client_arrays: Params,
+    told: Mapping[str, Scalar],
+) -> Chunk:
+    """Do the whole work of some clients, and make it fit to leave them."""
+    cohort = Cohort(
+        runtime,
+        clients=clients,
+        server_round=server_round,
+        params=params,
+        client_arrays=client_arrays,
+        told=told,
+    )
+    worked, upload = runtime.half.run(cohort), {}
+    protection, public = runtime.protection, runtime.protection.public_examples
+    if protection.seals:
+        with torch.no_grad():
+            upload = protection.seal_(
+                worked.arrays, params, clients, server_round, cohort.counts, told
+            )
+    metrics = {name: values.double().cpu().numpy() for name, values in worked.metrics.items()}
+    metrics = {NUM_EXAMPLES: cohort.counts.astype(np.float64), **metrics}
+    if public is not None:
+        shown = protection.public_metrics
+        metrics = {
+            NUM_EXAMPLES: np.full(len(clients), public),
+            **{name: values for name, values in metrics.items() if name in shown},
+        }
+    return Chunk(
+        client_index=clients,
+        arrays=worked.arrays,
+        client_arrays={**worked.upload, **upload},
+        metrics=metrics,
+    )
