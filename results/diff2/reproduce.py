@@ -8,8 +8,8 @@ smallest mean final ‖∇f‖² of three runs over the grid; then others are ru
 
 Thousands of short runs of one linear model: a twin in NumPy of `strategy=diff2, privacy=diff2` runs
 many settings as columns of one matrix. It is compared with the strategy itself first, in float64
-and with the same noise; noise is sized by `privacy.diff2` in both. Appends to runs.jsonl what is not
-yet in it, draws diff2.png and prints README.md's table.
+and with the same noise; noise is sized by `privacy.diff2` in both. Appends to runs.jsonl what is
+not yet in it, draws diff2.png and prints README.md's table.
 """
 
 from __future__ import annotations
