@@ -131,6 +131,9 @@ class ClientHalf:
     full_gradient: bool = False
     """Whether `context.gradient` is wanted; it costs a pass over the client's samples."""
 
+    takes_bags: bool = False
+    """Whether a sample may be a bag (`Dataset.bags`): x `[B, k, ...]`, outputs `[B, k, ...]`."""
+
     def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
         """Return the batch's loss, a scalar, from the model's outputs `[B, ...]`."""
         return sample_losses(context.task, outputs, batch.y).mean()
