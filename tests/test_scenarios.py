@@ -46,6 +46,8 @@ TOKENS = [
     *("model.width=8", "model.heads=2", "model.pool=last"),
 ]
 WITH: dict[tuple[str, str], list[str]] = {
+    ("data", "bags"): ["strategy=aggregate", "model=linear"],
+    ("privacy", "aggregate_labels"): ["data=bags", "data.clip=3", "strategy=aggregate"],
     ("data", "table"): [*PEOPLE[1:], "model=linear"],
     ("data", "shakespeare"): ["model=transformer", "model.width=8"],
     ("data", "sentence_polarity"): ["model=text_classifier", "model.width=8"],
