@@ -57,7 +57,7 @@ class BagLoss(ClientHalf):
 
     def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
         classes = context.task == "classification"
-        if classes and not batch.y.is_floating_point() or outputs.dim() == 2:
+        if (classes and not batch.y.is_floating_point()) or outputs.dim() == 2:
             return super().criterion(outputs, batch, context)
         mean_BC, size_B = batch.y[:, :-1], batch.y[:, -1]
         true_Bk = torch.arange(outputs.shape[1], device=outputs.device) < size_B.unsqueeze(1)

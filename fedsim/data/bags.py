@@ -134,7 +134,7 @@ class Bags(DataPart):
                     f"{did_you_mean(name, source.columns)}"
                 )
             column = np.asarray(source.columns[name])
-            if _same_information(column, source.train_y.numpy().reshape(len(column), -1)[:, 0]):
+            if _tells(column, source.train_y.numpy().reshape(len(column), -1)[:, 0]):
                 raise ConfigError(
                     f"columns: '{name}' tells the responses themselves, and bags are public; group "
                     "by another column, or say so with assign=responses"
@@ -177,8 +177,11 @@ class Bags(DataPart):
         yield from self._halves(x, some[order[cut:]])
 
 
-def _same_information(column: np.ndarray, response: np.ndarray) -> bool:
-    """Whether each value of one goes with one value of the other, both ways."""
+def _tells(column: np.ndarray, response: np.ndarray) -> bool:
+    """Whether a column is the response in other words: the same order, or the same classes."""
     codes = [np.unique(values, return_inverse=True)[1] for values in (column, response)]
+    if column.dtype.kind in "iuf" and response.dtype.kind == "f":
+        spread = [float(code.std()) for code in codes]
+        return min(spread) > 0 and abs(float(np.corrcoef(*codes)[0, 1])) > 0.999
     pairs = len(np.unique(np.stack(codes), axis=1).T)
     return pairs > 1 and all(pairs == int(code.max()) + 1 for code in codes)
