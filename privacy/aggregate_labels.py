@@ -68,8 +68,8 @@ class AggregateLabels(PrivacyPart):
         if data.bags is None:
             raise ConfigError(
                 "privacy=aggregate_labels: there is nothing aggregate to release: data set "
-                f"'{data.name}' has a response for each sample; use data=bags, with the data set as "
-                "its source, or privacy=label_dp"
+                f"'{data.name}' has a response for each sample; use data=bags, with the data set "
+                "as its source, or privacy=label_dp"
             )
         if data.bags.by_response:
             raise ConfigError(
@@ -103,8 +103,8 @@ class AggregateLabels(PrivacyPart):
             noise=KEYED_STATEMENT,
             notes=(
                 "A label is one individual response; it lies in one bag",
-                "Taken as public: the scale that the data part gave the responses, the columns that "
-                "bags and clients go by, and who holds which bags",
+                "Taken as public: the scale that the data part gave the responses, the columns "
+                "that bags and clients go by, and who holds which bags",
                 *self._advice(data),
             ),
         )
@@ -124,16 +124,16 @@ class AggregateLabels(PrivacyPart):
         zero = float(risk(n=n, d=d, k=k, rho=0.0, variance=own, signal=self.assumed_signal))
         return (
             f"Closed-form risk of a linear model on random bags (n = {n}, d = {d}, "
-            f"σ² = {self.assumed_noise:g} and ‖θ‖² = {self.assumed_signal:g} assumed, C = {bound:g}, "
-            f"ε = {self.epsilon:g}): smallest, {found.risk:.3g}, at k = {found.k}, "
-            f"ρ = {found.rho:.2g}; at this run's k = {here.k}, {here.risk:.3g} at ρ = {here.rho:.2g} "
-            f"and {zero:.3g} at ρ = 0",
+            f"σ² = {self.assumed_noise:g} and ‖θ‖² = {self.assumed_signal:g} assumed, "
+            f"C = {bound:g}, ε = {self.epsilon:g}): smallest, {found.risk:.3g}, at k = {found.k}, "
+            f"ρ = {found.rho:.2g}; at this run's k = {here.k}, {here.risk:.3g} at "
+            f"ρ = {here.rho:.2g} and {zero:.3g} at ρ = 0",
         )
 
     def recommend(
         self, *, n: int, d: int, bound: float, sizes: Sequence[int] | None = None
     ) -> Advice:
-        """Return the bag size and ρ of smallest closed-form risk for responses in [-bound, bound]."""
+        """Return the bag size and ρ of smallest closed-form risk for a clip at `bound`."""
         sizes = range(1, min(LARGEST_BAG, n) + 1) if sizes is None else sizes
         found = best(
             n=n,
@@ -185,8 +185,8 @@ class AggregateLabelsProtection(Accounted):
         order = np.concatenate([np.empty(0, np.int64), *held])
         if len(np.unique(order)) < len(order):
             raise ConfigError(
-                "partition: some bags are held by several clients, or twice, and each would release "
-                "its mean with noise of its own, which is more than one release; use "
+                "partition: some bags are held by several clients, or twice, and each would "
+                "release its mean with noise of its own, which is more than one release; use "
                 "partition=iid or another that deals each bag out once"
             )
 

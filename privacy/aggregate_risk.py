@@ -1,6 +1,6 @@
 """The risk of linear regression from bag means, in closed form, and the best k and ρ by it.
 
-    θ̂ = argmin (1 − ρ) L_bag + ρ L_ins          x ~ N(0, I_d),  y = x·θ + N(0, σ²),  random bags of k
+    θ̂ = argmin (1 − ρ) L_bag + ρ L_ins       x ~ N(0, I_d),  y = x·θ + N(0, σ²),  random bags of k
 
 With m = n/k, and t > 0 the root of
 
@@ -28,9 +28,9 @@ w_j = 1 for m rows and ρ for the other m(k−1), z_j independent N(0, I_d).
     m λt/(1+λt) + m(k−1) ρt/(1+ρt) = d gives ∂t/∂λ = −m a t/Q. In the same way
     tr H⁻¹BH⁻¹ = −∂t/∂ρ = m(k−1) b t/Q.
 (3) Bias: rotate θ to ‖θ‖ e₁. H⁻¹A e₁ is the weighted regression of v on all columns, v_j = z_j1 on
-    the m rows of A and 0 elsewhere. By Frisch-Waugh its first entry is Σ w_j r_j v_j / Σ w_j r_j z_j1
-    with r the residual of column 1 on the others; the diagonal of the residual maker is
-    w_j/(1 + w_j t), so the quotient is [m/(1+t)] / [m/(1+t) + m(k−1)ρ/(1+ρt)] = [m/(1+t)] / [d/t] = c.
+    the m rows of A and 0 elsewhere. By Frisch-Waugh its first entry is (Σ w_j r_j v_j) /
+    (Σ w_j r_j z_j1) with r the residual of column 1 on the others; the residual maker's diagonal is
+    w_j/(1 + w_j t), so that is [m/(1+t)] / [m/(1+t) + m(k−1)ρ/(1+ρt)] = [m/(1+t)] / [d/t] = c.
     The other entries regress u = v − c z_1, independent of those columns: u_j = (1−c) z_j1 on the m
     rows, −c z_j1 elsewhere. Their squared norm is (1−c)² tr H⁻¹AH⁻¹ + c² ρ² tr H⁻¹BH⁻¹, and (2)
     gives the bracket. ∎

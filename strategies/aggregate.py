@@ -12,14 +12,14 @@ workshops 2017, arXiv:1703.00830) and EasyLLP (Busa-Fekete et al., ICML 2023, ar
     server          x ← x + η · Σ_k m_k (y_k − x) / Σ_k m_k          m_k bags of client k
 
 ℓ is the squared error, or the cross-entropy −Σ_c ȳ_c log f_c. Both are convex in f, so L_ins ≥
-L_bag; for the squared error the gap is the mean within-bag variance of f, which ρ (of any size, also
-over 1) penalises. The EasyLLP weight of class c has mean P[y = c | x] over random bags if p is the
-classes' prior: the loss is unbiased for ordinary cross-entropy. With `prior` null, p of a bag is the
-proportion in the *other* bags of its batch, which is independent of the bag, so that the mean is
-right whatever the prior is; a batch of one bag takes p = ȳ, the instance loss. Noise of mean zero
-on ȳ keeps EasyLLP unbiased; the other losses take a ȳ that noise has moved off the simplex for its
-positive part, scaled to sum to one. A sample that is no bag is a bag of one, where all losses are
-the ordinary one.
+L_bag; for the squared error the gap is the mean within-bag variance of f, which ρ (of any size,
+also over 1) penalises. The EasyLLP weight of class c has mean P[y = c | x] over random bags if p
+is the classes' prior: the loss is unbiased for ordinary cross-entropy. With `prior` null, p of a
+bag is the proportion in the *other* bags of its batch, which is independent of the bag, so that the
+mean is right whatever the prior is; a batch of one bag takes p = ȳ, the instance loss. Noise of
+mean zero on ȳ keeps EasyLLP unbiased; the other losses take a ȳ that noise has moved off the
+simplex for its positive part, scaled to sum to one. A sample that is no bag is a bag of one, where
+all losses are the ordinary one.
 
 Shapes: B bags of a batch, k places of which the first s_B are true, C classes or target columns.
 
@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.client import Batch, ClientContext, ClientHalf
+from fedsim.data.dataset import Task
 from fedsim.errors import ConfigError
 from fedsim.parts import Range
 from fedsim.records import Params, Replies, UpdateSum
@@ -47,27 +48,21 @@ Loss = Literal["bag", "instance", "interpolating", "dllp", "easyllp"]
 
 @dataclass(frozen=True)
 class BagLoss(ClientHalf):
-    """One of the losses above, at the level of the model's outputs."""
+    """The losses above that are means over bags."""
 
     takes_bags = True
 
     kind: Loss
     rho: float
-    prior: tuple[float, ...] = ()
 
-    def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
-        classes = context.task == "classification"
-        if (classes and not batch.y.is_floating_point()) or outputs.dim() == 2:
-            return super().criterion(outputs, batch, context)
-        mean_BC, size_B = batch.y[:, :-1], batch.y[:, -1]
-        true_Bk = torch.arange(outputs.shape[1], device=outputs.device) < size_B.unsqueeze(1)
-        if not classes:
-            return self._squared(outputs, mean_BC, size_B, true_Bk).mean()
-        log_p_BkC = F.log_softmax(outputs, -1)
-        if self.kind == "easyllp":
-            weight_BC = self._weights(mean_BC, size_B)
-            return -(weight_BC * bag_mean(log_p_BkC, size_B, true_Bk)).sum(1).mean()
-        return self._entropy(log_p_BkC, on_simplex(mean_BC), size_B, true_Bk).mean()
+    def sample_losses(self, task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+        if not in_bags(outputs, y):
+            return super().sample_losses(task, outputs, y)
+        mean_BC, size_B = y[:, :-1], y[:, -1]
+        true_Bk = places(outputs, size_B)
+        if task == "regression":
+            return self._squared(outputs, mean_BC, size_B, true_Bk)
+        return self._entropy(F.log_softmax(outputs, -1), on_simplex(mean_BC), size_B, true_Bk)
 
     @property
     def gap(self) -> float:
@@ -75,11 +70,8 @@ class BagLoss(ClientHalf):
         return {"instance": 1.0, "interpolating": self.rho}.get(self.kind, 0.0)
 
     def _squared(self, z_BkC: Tensor, mean_BC: Tensor, size_B: Tensor, true_Bk: Tensor) -> Tensor:
-        if self.kind in ("dllp", "easyllp"):
-            raise ConfigError(
-                f"loss: {self.kind} is for class proportions, and this data set's responses are "
-                "numbers; use strategy.loss=interpolating"
-            )
+        if self.kind == "dllp":
+            raise no_classes("dllp")
         center_BC = bag_mean(z_BkC, size_B, true_Bk)
         loss_BC = (mean_BC - center_BC).square()
         if self.gap:
@@ -99,7 +91,25 @@ class BagLoss(ClientHalf):
             terms_BC = terms_BC + self.gap * bag_mean(log_p_BkC, size_B, true_Bk)
         return -(mean_BC * terms_BC).sum(1)
 
-    def _weights(self, mean_BC: Tensor, size_B: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class EasyLLP(ClientHalf):
+    """Weighted labels; a criterion of the whole batch, from which the prior may come."""
+
+    takes_bags = True
+
+    prior: tuple[float, ...] = ()
+
+    def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
+        if not in_bags(outputs, batch.y):
+            return super().criterion(outputs, batch, context)
+        if context.task == "regression":
+            raise no_classes("easyllp")
+        mean_BC, size_B = batch.y[:, :-1], batch.y[:, -1]
+        log_p_BC = bag_mean(F.log_softmax(outputs, -1), size_B, places(outputs, size_B))
+        return -(self.weights(mean_BC, size_B) * log_p_BC).sum(1).mean()
+
+    def weights(self, mean_BC: Tensor, size_B: Tensor) -> Tensor:
         """Return w, `[B, C]`."""
         size_B1 = size_B.unsqueeze(1)
         if self.prior:
@@ -110,6 +120,24 @@ class BagLoss(ClientHalf):
             count_BC = size_B1 * mean_BC
             p_BC = (count_BC.sum(0) - count_BC) / (size_B1.sum(0) - size_B1)
         return size_B1 * (mean_BC - p_BC) + p_BC
+
+
+def in_bags(outputs: Tensor, y: Tensor) -> bool:
+    """Whether a sample is a bag, rather than one sample with its own response."""
+    return outputs.dim() == 3 and y.is_floating_point() and y.dim() == 2
+
+
+def places(outputs: Tensor, size_B: Tensor) -> Tensor:
+    """Return which places of each bag are true, `[B, k]`."""
+    return torch.arange(outputs.shape[1], device=outputs.device) < size_B.unsqueeze(1)
+
+
+def no_classes(kind: str) -> ConfigError:
+    """Return the error of a loss of proportions on numbers."""
+    return ConfigError(
+        f"loss: {kind} is for class proportions, and this data set's responses are numbers; use "
+        "strategy.loss=interpolating"
+    )
 
 
 def bag_mean(values_BkC: Tensor, size_B: Tensor, true_Bk: Tensor) -> Tensor:
@@ -160,7 +188,9 @@ class Aggregate(FedsimStrategy):
 
     @property
     def client_half(self) -> ClientHalf:
-        return BagLoss(self.loss, self.rho, tuple(self.prior or ()))
+        if self.loss == "easyllp":
+            return EasyLLP(tuple(self.prior or ()))
+        return BagLoss(self.loss, self.rho)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
         total = UpdateSum(context.params)

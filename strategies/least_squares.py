@@ -1,12 +1,12 @@
 """Least squares over clients in closed form: sufficient statistics are exchanged once.
 
     client k:  A_k = Σ_a [(1 − ρ) x̄_a x̄_a' + ρ mean_i x_ai x_ai'],   b_k = Σ_a x̄_a ȳ_a',   m_k bags
-    server:    θ = (Σ_k A_k)⁺ Σ_k b_k                                   over the clients that replied
+    server:    θ = (Σ_k A_k)⁺ Σ_k b_k                                over the clients that replied
 
 θ is the exact minimum of the interpolating loss (1 − ρ) L_bag + ρ L_ins of `strategies.aggregate`
-with the squared error, so what SGD on it converges to; ρ = 1 on samples that are no bags is ordinary
-least squares. x has a 1 appended, for the intercept; classes are regressed on as one-hot codes. The
-pseudo-inverse (least norm) answers where there are fewer bags than unknowns.
+with the squared error, so what SGD on it converges to; ρ = 1 on samples that are no bags is
+ordinary least squares. x has a 1 appended, for the intercept; classes are regressed on as one-hot
+codes. The pseudo-inverse (least norm) answers where there are fewer bags than unknowns.
 
 A and b grow batch by batch in the arrays that clients get as zeros. Nothing needs a second round:
 set rounds=1, participation=full and client.epochs=1 (more epochs count each bag more often, which

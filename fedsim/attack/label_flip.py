@@ -31,8 +31,8 @@ class LabelFlip(SomeMalicious):
             )
         if dataset.bags is not None:
             raise ConfigError(
-                f"share: data set '{dataset.name}' has bags, whose class shares label_flip does not "
-                "know how to flip; use another attack, e.g. attack=sign_flip"
+                f"share: data set '{dataset.name}' has bags, whose class shares label_flip can not "
+                "flip; use another attack, e.g. attack=sign_flip"
             )
         liars, last = set(clients.tolist()), dataset.num_outputs - 1
 

@@ -96,8 +96,8 @@ class ClientRuntime:
             )
         if self.holdout:
             raise ConfigError(
-                f"partition.holdout={self.holdout:g}: clients hold no individual responses to score "
-                "themselves on, only bags; set partition.holdout=0"
+                f"partition.holdout={self.holdout:g}: clients hold no individual responses to "
+                "score themselves on, only bags; set partition.holdout=0"
             )
         if not self.estimator.plain:
             raise ConfigError(

@@ -181,7 +181,8 @@ def _tells(column: np.ndarray, response: np.ndarray) -> bool:
     """Whether a column is the response in other words: the same order, or the same classes."""
     codes = [np.unique(values, return_inverse=True)[1] for values in (column, response)]
     if column.dtype.kind in "iuf" and response.dtype.kind == "f":
-        spread = [float(code.std()) for code in codes]
-        return min(spread) > 0 and abs(float(np.corrcoef(*codes)[0, 1])) > 0.999
+        if min(int(code.max()) for code in codes) == 0:
+            return False
+        return abs(float(np.corrcoef(codes[0], codes[1])[0, 1])) > 0.999
     pairs = len(np.unique(np.stack(codes), axis=1).T)
     return pairs > 1 and all(pairs == int(code.max()) + 1 for code in codes)

@@ -71,7 +71,7 @@ class Dataset:
         return tuple(self.train_x.shape[1 if self.bags is None else 2 :])
 
     def as_a_model_sees_it(self) -> Dataset:
-        """Return the data set without bags, whose train responses are zeros where they were in bags.
+        """Return the data set without bags; train responses that were in bags are zeros.
 
         A model is made for single inputs, whatever is known of their responses.
         """
@@ -103,7 +103,8 @@ class Dataset:
         """
         y = self.train_y.cpu().numpy()
         if self.bags is not None and self.task == "classification":
-            return y[:, :-1].argmax(1).astype(np.int64)
+            largest: np.ndarray = y[:, :-1].argmax(1).astype(np.int64)
+            return largest
         y = y.reshape(len(y), -1)[:, 0]
         if self.task == "classification":
             return y.astype(np.int64)

@@ -32,4 +32,4 @@ class OnBags(nn.Module):
             alone: Tensor = self.model(x)
             return alone
         outputs: Tensor = self.model(x.flatten(0, 1))
-        return outputs.unflatten(0, x.shape[:2])
+        return outputs.view(*x.shape[:2], *outputs.shape[1:])

@@ -1,6 +1,7 @@
 """Bags: who lies with whom, what is averaged, and that nothing of a single response is left."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_a_bag_holds_the_mean_of_its_samples(task, assign, rest):
     data, source = part.load(), part.source.load()
     bags = members(data)
     assert sorted(map(len, bags)) == ([5] * 4 if rest == "drop" else [3, 5, 5, 5, 5])
-    flat = sum(bags, [])
+    flat = list(chain.from_iterable(bags))
     assert len(set(flat)) == len(flat)
     y = source.train_y.double() if task == "regression" else torch.eye(3)[source.train_y]
     for bag, released in zip(bags, data.train_y, strict=True):
@@ -120,7 +121,7 @@ def test_groups_are_not_mixed():
         members(data), data.columns["group"], data.columns["site"], strict=True
     ):
         assert {i % 4 for i in bag} == {group} and site == f"s{group}"
-    assert sorted(sum(members(data), [])) == list(range(23))
+    assert sorted(chain.from_iterable(members(data))) == list(range(23))
 
 
 def test_places_are_cells_of_a_grid():

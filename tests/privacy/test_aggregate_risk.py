@@ -18,7 +18,7 @@ POINTS = [
 
 
 def draw(n_d, k, rho, variance, seed):
-    """One ‖θ̂ − θ‖² with ‖θ‖ = 1, by a least-squares solver on bags, in none of the proof's terms."""
+    """One ‖θ̂ − θ‖² with ‖θ‖ = 1, by a least-squares solver on bags, not by the proof."""
     rng = np.random.default_rng([seed, n_d, k])
     m = n_d * D // k
     theta = rng.normal(size=D)

@@ -10,7 +10,7 @@ from fedsim.client import Batch
 from fedsim.config import compose
 from fedsim.errors import ConfigError
 from fedsim.simulation import Simulation
-from strategies.aggregate import Aggregate, BagLoss, on_simplex
+from strategies.aggregate import Aggregate, BagLoss, EasyLLP, on_simplex
 from strategies.fedavg import FedAvg
 from tests.helpers import distance, flat
 
@@ -37,7 +37,8 @@ def batch(task, seed=0):
 
 
 def value(kind, task, z, b, rho=0.3, prior=()):
-    return BagLoss(kind, rho, prior).criterion(z, b, Context(task))
+    half = EasyLLP(prior) if kind == "easyllp" else BagLoss(kind, rho)
+    return half.criterion(z, b, Context(task))
 
 
 def bags(z, b):
@@ -118,9 +119,9 @@ def test_easyllp_weights_have_the_mean_of_the_labels(known):
     g, size, per_batch, batches, p = torch.Generator().manual_seed(1), 8, 5, 8000, 0.3
     y = (torch.rand(batches, per_batch, size, generator=g, dtype=torch.float64) < p).double()
     share = y.mean(2)
-    half = BagLoss("easyllp", 0.0, (1 - p, p) if known else ())
+    half = EasyLLP((1 - p, p) if known else ())
     sizes = torch.full((per_batch,), float(size), dtype=torch.float64)
-    w = torch.vmap(lambda s: half._weights(torch.stack([1 - s, s], 1), sizes))(share)[..., 1]
+    w = torch.vmap(lambda s: half.weights(torch.stack([1 - s, s], 1), sizes))(share)[..., 1]
     for label in (0, 1):
         of = (y == label).double()
         # Batches are independent of one another; bags of one batch share their prior.
@@ -203,5 +204,6 @@ def test_what_is_refused():
         with pytest.raises(ConfigError, match=words):
             Aggregate(**values)
     z, b = batch("regression")
-    with pytest.raises(ConfigError, match="class proportions"):
-        value("dllp", "regression", z, b)
+    for kind in ("dllp", "easyllp"):
+        with pytest.raises(ConfigError, match="class proportions"):
+            value(kind, "regression", z, b)
