@@ -122,7 +122,9 @@ def job(point: dict[str, Any]) -> dict[str, Any]:
         words.append("strategy.prior=[0.76,0.24]")  # a batch is one bag: none to take it from
     simulation = Simulation(compose("base", words))
     *_, (_, report) = simulation.loop.run(simulation.runtime.initial_params())
-    return {**point, "config": simulation.config.hash[:12], **report.central}
+    accuracy, entropy = report.central["accuracy"], report.central["loss"]
+    config = simulation.config.hash[:12]
+    return {**point, "config": config, "accuracy": accuracy, "entropy": entropy}
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:
