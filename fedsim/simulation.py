@@ -31,6 +31,7 @@ from fedsim.engines import recipe
 from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
+from fedsim.models.bags import OnBags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
@@ -190,13 +191,16 @@ class Simulation:
     def model(self) -> nn.Module:
         """The model, initialised from the scenario's seed."""
         key = seeds.sequence(self.settings.seed, 0, seeds.SERVER, "model")
+        data = self.dataset.as_a_model_sees_it()
         with torch.random.fork_rng():
             torch.manual_seed(int(key.generate_state(1, np.uint64)[0]) >> 1)
             part = build_part(self.config, "model")
-            model = part.build(self.dataset) if isinstance(part, ModelPart) else part
+            model = part.build(data) if isinstance(part, ModelPart) else part
         model = replace_dropout(model).to(self.device, self.dtype)
-        check_model(model, self.dataset)
-        return model
+        check_model(model, data)
+        if self.dataset.bags is None:
+            return model
+        return OnBags(model, len(data.input_shape), self.dataset.bags.places)
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -351,6 +355,11 @@ class Simulation:
                 "evaluation.decomposition=true: the loss terms are computed from every "
                 f"participant's training data, which privacy={self._target('privacy')} does not "
                 "cover; set evaluation.decomposition=false"
+            )
+        if self.dataset.bags is not None:
+            raise ConfigError(
+                "evaluation.decomposition=true: the loss terms need each training sample's own "
+                "response, and with bags only means are known; set evaluation.decomposition=false"
             )
         if not isinstance(self.grid, LocalGrid):
             engine = self.config.values["engine"]["_target_"]

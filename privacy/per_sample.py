@@ -28,7 +28,6 @@ from opacus.grad_sample.linear import compute_linear_norm_sample
 from torch import Tensor, nn
 
 from fedsim.client.half import Batch, ClientContext, ClientHalf
-from fedsim.client.objective import sample_losses
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import per_sample
 from fedsim.errors import ConfigError
@@ -93,7 +92,7 @@ class _Hooked(PerSample):
         half = self.runtime.half
         if half.overrides("criterion"):
             return per_sample(half, outputs, batch, context)
-        return sample_losses(self.runtime.dataset.task, outputs, batch.y)
+        return half.sample_losses(self.runtime.dataset.task, outputs, batch.y)
 
 
 class Ghost(_Hooked):

@@ -46,6 +46,12 @@ TOKENS = [
     *("model.width=8", "model.heads=2", "model.pool=last"),
 ]
 WITH: dict[tuple[str, str], list[str]] = {
+    **{
+        ("data", name): ["strategy=aggregate", "model=linear"]
+        for name in ("bags", "bags_adult", "bags_california", "bags_fashion_mnist")
+    },
+    ("privacy", "aggregate_labels"): ["data=bags", "data.clip=3", "strategy=aggregate"],
+    ("strategy", "least_squares"): ["data=bags", "model=linear"],
     ("data", "table"): [*PEOPLE[1:], "model=linear"],
     ("data", "shakespeare"): ["model=transformer", "model.width=8"],
     ("data", "sentence_polarity"): ["model=text_classifier", "model.width=8"],

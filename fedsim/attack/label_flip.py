@@ -29,6 +29,11 @@ class LabelFlip(SomeMalicious):
                 f"share: data set '{dataset.name}' is a {dataset.task}; label_flip needs classes; "
                 "use another attack, e.g. attack=sign_flip"
             )
+        if dataset.bags is not None:
+            raise ConfigError(
+                f"share: data set '{dataset.name}' has bags, whose class shares label_flip can not "
+                "flip; use another attack, e.g. attack=sign_flip"
+            )
         liars, last = set(clients.tolist()), dataset.num_outputs - 1
 
         def targets(client: int, y: Tensor) -> Tensor:

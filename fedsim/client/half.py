@@ -141,9 +141,20 @@ class ClientHalf:
     full_gradient: bool = False
     """Whether `context.gradient` is wanted; it costs a pass over the client's samples."""
 
+    takes_bags: bool = False
+    """Whether a sample may be a bag (`Dataset.bags`): x `[B, k, ...]`, outputs `[B, k, ...]`."""
+
+    def sample_losses(self, task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return each sample's loss, `[B]`; by default, the task's.
+
+        A criterion that is their mean need not be overridden: the cohort engine asks for the losses
+        of all clients of a step in one call, where it asks for a criterion client by client.
+        """
+        return sample_losses(task, outputs, y)
+
     def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
         """Return the batch's loss, a scalar, from the model's outputs `[B, ...]`."""
-        return sample_losses(context.task, outputs, batch.y).mean()
+        return self.sample_losses(context.task, outputs, batch.y).mean()
 
     def loss(self, params: Params, batch: Batch, context: ClientContext) -> Tensor:
         """Return the batch's loss, a scalar; by default, the criterion of one forward pass."""

@@ -89,7 +89,27 @@ class ClientRuntime:
                 f"samples beside its local steps, which {private} does not account for; "
                 "use privacy=none, or (SCAFFOLD) strategy.option=II"
             )
+        if self.dataset.bags is not None:
+            self._check_bags()
         self.protection.check(self)
+
+    def _check_bags(self) -> None:
+        if not self.half.takes_bags:
+            raise ConfigError(
+                f"strategy: {type(self.half).__name__} needs a response for each sample, and data "
+                f"set '{self.dataset.name}' has bags, of which only mean responses are known; use "
+                "strategy=aggregate"
+            )
+        if self.holdout:
+            raise ConfigError(
+                f"partition.holdout={self.holdout:g}: clients hold no individual responses to "
+                "score themselves on, only bags; set partition.holdout=0"
+            )
+        if not self.estimator.plain:
+            raise ConfigError(
+                f"privacy: {type(self.estimator).__name__} protects single samples, and here a "
+                "sample is a bag of several; use privacy=aggregate_labels, or privacy=user_dp"
+            )
 
     def initial_params(self) -> Params:
         """Return the model's unique parameters and persistent buffers, detached copies.

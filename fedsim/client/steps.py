@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch, ClientContext, ClientHalf, Shift
-from fedsim.client.objective import sample_losses
 from fedsim.client.runtime import ClientRuntime
 from fedsim.layers.model import StackedModel
 from fedsim.models.dropout import install
@@ -218,7 +217,8 @@ class RuleStep(CohortStep):
 
     def _mean_losses(self, outputs: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
         active, width = y.shape[:2]
-        losses_AB = sample_losses(self.runtime.dataset.task, outputs, y.flatten(0, 1))
+        task, half = self.runtime.dataset.task, self.runtime.half
+        losses_AB = half.sample_losses(task, outputs, y.flatten(0, 1))
         losses_AB = losses_AB.view(active, width)
         if int(lengths.min()) == width:
             return losses_AB.mean(1)
@@ -324,7 +324,7 @@ class PrivateStep(RuleStep):
         active, half = len(y), self.runtime.half
         outputs = self.stacked.forward(x.flatten(0, 1), active)
         if not half.overrides("criterion"):
-            losses = sample_losses(self.runtime.dataset.task, outputs, y.flatten(0, 1))
+            losses = half.sample_losses(self.runtime.dataset.task, outputs, y.flatten(0, 1))
             return losses.view(y.shape[:2])
         outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
 

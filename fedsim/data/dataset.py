@@ -17,6 +17,21 @@ Task = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class BagLayout:
+    """How train samples lie together in bags of which only the mean response is known.
+
+    Attributes:
+        places: k, how many samples a bag has place for.
+        bound: C, if every response was clipped to [-C, C] before it was averaged; regression only.
+        by_response: Whether who lies in which bag depends on the responses.
+    """
+
+    places: int
+    bound: float | None = None
+    by_response: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A train and a test set. Clients hold index ranges into the train set, never copies of it.
 
@@ -32,6 +47,10 @@ class Dataset:
         class_names: One name per class, or empty.
         num_tokens: Inputs that are tokens lie in [0, num_tokens) whatever the samples are; None:
             known from the samples only, and a model sized by them tells of the largest one.
+        bags: Of aggregate responses. A train sample is then a bag, and N counts bags: `train_x` is
+            `[N, k, *input_shape]`, of which the first s places are true and the others padding;
+            `train_y` is float `[N, num_outputs + 1]`: the mean response (of classes: their shares),
+            then s. Individual train responses are nowhere; the test set is as always.
     """
 
     name: str
@@ -44,11 +63,23 @@ class Dataset:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     num_tokens: int | None = None
+    bags: BagLayout | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the sample axis."""
-        return tuple(self.train_x.shape[1:])
+        """Shape of one input, without the sample axis, nor that of a bag's places."""
+        return tuple(self.train_x.shape[1 if self.bags is None else 2 :])
+
+    def as_a_model_sees_it(self) -> Dataset:
+        """Return the data set without bags; train responses that were in bags are zeros.
+
+        A model is made for single inputs, whatever is known of their responses.
+        """
+        if self.bags is None:
+            return self
+        x = self.train_x.flatten(0, 1)
+        y = self.test_y.new_zeros((len(x), *self.test_y.shape[1:]))
+        return replace(self, train_x=x, train_y=y, columns={}, bags=None)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Dataset:
         """Return the data set on `device`, floating-point tensors as `dtype`."""
@@ -68,9 +99,12 @@ class Dataset:
         """Return the train labels as int64 `[N]`, for partitions that skew labels.
 
         A regression target is cut into ten classes of equal count, so that "label skew" means the
-        same for it; a sequence target counts by its first position.
+        same for it; a sequence target counts by its first position, a bag by its largest share.
         """
         y = self.train_y.cpu().numpy()
+        if self.bags is not None and self.task == "classification":
+            largest: np.ndarray = y[:, :-1].argmax(1).astype(np.int64)
+            return largest
         y = y.reshape(len(y), -1)[:, 0]
         if self.task == "classification":
             return y.astype(np.int64)

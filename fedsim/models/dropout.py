@@ -35,6 +35,8 @@ class KeyedDropout(nn.Module):
     In evaluation, or with p = 0, the identity. Masks are drawn in float32 on the CPU whatever the
     model's device and dtype, so that all of them see the same masks.
 
+    Where a sample is a bag, it has `rows_per_sample` rows.
+
     Args:
         p: Probability of dropping a value, in [0, 1].
 
@@ -47,6 +49,7 @@ class KeyedDropout(nn.Module):
         if not 0 <= p <= 1:
             raise ConfigError(f"dropout: {p!r} is out of range; allowed: [0, 1]")
         self.p = p
+        self.rows_per_sample = 1
         self.generators: Sequence[torch.Generator] = ()
         self.counts: Sequence[int] = ()
 
@@ -72,14 +75,15 @@ class KeyedDropout(nn.Module):
                 "model, generators, counts) before each step, or model.eval() for evaluation"
             )
         block = rows // clients
-        if rows % clients or max(self.counts) > block:
+        counts = [count * self.rows_per_sample for count in self.counts]
+        if rows % clients or max(counts) > block:
             raise RuntimeError(
                 f"dropout: {rows} rows do not hold {clients} blocks of equal size with "
-                f"{list(self.counts)} samples"
+                f"{counts} samples"
             )
         uniform = torch.zeros(clients, block, *shape[1:])
         for k, generator in enumerate(self.generators):
-            uniform[k, : self.counts[k]].uniform_(generator=generator)
+            uniform[k, : counts[k]].uniform_(generator=generator)
         # Padding stays at 0 and is thereby dropped.
         return (uniform >= self.p).view(shape)
 

@@ -35,6 +35,9 @@ BERNOULLI = ["participation=bernoulli", "participation.rate=0.6"]
 UNIFORM = ["participation=uniform", "participation.clients_per_round=5"]
 FULL = ["participation=full"]
 NOISE = ["privacy.epsilon=null", "privacy.noise_multiplier=1.0"]
+BAGS = ["data=bags", "data.size=2", "data.clip=2", "strategy=aggregate"]
+ONCE = {"label_dp", "aggregate_labels"}
+"""What these protect is released once, before the first round."""
 DP_SGD = [*NOISE, "privacy.sample_rate=0.5", *BERNOULLI]
 
 PLAIN = {
@@ -45,6 +48,7 @@ PLAIN = {
     "dp_ftrl": [*NOISE, *FULL],
     "distributed_dp": [*NOISE, *FULL],
     "diff2": [*NOISE, *FULL, "strategy=diff2", "strategy.restart=2"],
+    "aggregate_labels": [*BAGS, *BERNOULLI],
 }
 """One case of each; a mechanism that is not here is tried with the values of its file."""
 
@@ -85,6 +89,13 @@ CASES = {
     "local_dp, krum": ("local_dp", [*NOISE, *FULL, "strategy=krum", "strategy.num_malicious=2"]),
     "local_dp, weights": ("local_dp", [*NOISE, *BERNOULLI, "privacy.weight_cap=10"]),
     "label_dp, scaffold": ("label_dp", [*FULL, "strategy=scaffold"]),
+    "aggregate_labels, classes": (
+        "aggregate_labels",
+        [
+            *[*BAGS[:2], "data.source.name=digits", "data.rest=short", BAGS[3]],
+            *["strategy.loss=easyllp", "privacy.delta=1e-6", *FULL],
+        ],
+    ),
     "label_dp, flipped": ("label_dp", [*BERNOULLI, "attack=label_flip"]),
     "diff2, distributed": ("diff2", [*PLAIN["diff2"], "privacy.trust=distributed"]),
     "diff2, local": ("diff2", [*PLAIN["diff2"], "privacy.trust=local"]),
@@ -116,6 +127,10 @@ def _cheap_folders(monkeypatch):
 
     monkeypatch.setattr("fedsim.run.environment", lambda *args: {})
     monkeypatch.setattr("fedsim.report.html.write_report", write_report)
+charged = pytest.mark.parametrize(
+    "case", [case for name, case in BASIC.items() if name not in ONCE],
+    ids=[name for name in BASIC if name not in ONCE],
+)  # fmt: skip
 
 
 def build(case, root, *words, smoke=None):
@@ -269,6 +284,8 @@ def test_a_round_is_on_the_disk_before_anybody_is_asked(case, tmp_path):
     for server_round, found in enumerate(seen, start=1):
         assert found == [0] or server_round in found, "all of it before the first, or its own line"
         assert max(found) <= server_round
+    once = case[0] in ONCE
+    assert seen == ([[0]] * 3 if once else [[1], [1, 2], [1, 2, 3]])
 
 
 def stopped(tmp_path):
@@ -437,7 +454,7 @@ def test_of_a_smoke_run_nothing_is_claimed(case, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["in_process", "cohort"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "label_dp"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ONCE])
 def test_a_reply_tells_neither_the_number_of_samples_nor_the_loss(name, engine, tmp_path):
     case = (name, [*PLAIN.get(name, []), *FULL, f"engine={engine}"])
     simulation = build(case, tmp_path)
