@@ -125,7 +125,8 @@ def losses(
     """Return the points lost against the same rule, or an `other`, without attack, by seed."""
     clean = accuracies(runs, partition, "none", other or rule)
     attacked = accuracies(runs, partition, attack, rule)
-    return clean[: len(attacked)] - attacked
+    lost: np.ndarray = clean[: len(attacked)] - attacked
+    return lost
 
 
 def tables(runs: list[dict[str, Any]]) -> str:
@@ -153,15 +154,15 @@ def tables(runs: list[dict[str, Any]]) -> str:
         for title, clean in (("the same rule", None), ("FedAvg", "FedAvg")):
             lines += [f"### The gate, {partition}: points below {title} without attack", "", *head]
             for attack in ("none", *GATE) if clean else GATE:
-                cells = [interval(losses(runs, partition, attack, rule, clean)) for rule in RULES]
-                lines.append(f"| {attack} | " + " | ".join(cells) + " |")
+                shown = [interval(losses(runs, partition, attack, rule, clean)) for rule in RULES]
+                lines.append(f"| {attack} | " + " | ".join(shown) + " |")
             lines.append("")
     lines += ["### What beats each rule", ""]
-    lines += ["| rule | worst of the gate's attacks | worst of all attacks |"]
+    lines.append("| rule | worst of the gate's attacks | worst of all attacks |")
     lines.append("| --- | --- | --- |")
     for rule in RULES:
-        cells = [_worst(runs, rule, GATE), _worst(runs, rule, list(ATTACKS)[1:])]
-        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+        shown = [_worst(runs, rule, GATE), _worst(runs, rule, list(ATTACKS)[1:])]
+        lines.append(f"| {rule} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
