@@ -52,6 +52,9 @@ WITH: dict[tuple[str, str], list[str]] = {
     },
     ("privacy", "aggregate_labels"): ["data=bags", "data.clip=3", "strategy=aggregate"],
     ("strategy", "least_squares"): ["data=bags", "model=linear"],
+    ("strategy", "diff2"): ["participation=full"],
+    ("strategy", "dp_gd"): ["participation=full"],
+    ("privacy", "diff2"): ["strategy=diff2", "participation=full"],
     ("data", "table"): [*PEOPLE[1:], "model=linear"],
     ("data", "shakespeare"): ["model=transformer", "model.width=8"],
     ("data", "sentence_polarity"): ["model=text_classifier", "model.width=8"],
@@ -161,7 +164,8 @@ def test_every_part_runs(group: str, name: str, folder: Path, tmp_path: Path) ->
         assert build_part(compose("base", ["data=huggingface"]), "data").dataset == "ylecun/mnist"
         return
     more = [word.format(folder=folder) for word in WITH.get((group, name), [])]
-    small = [CLIENTS] if group == "participation" else [CLIENTS, COHORT]
+    whole = group == "participation" or "participation=full" in more
+    small = [CLIENTS] if whole else [CLIENTS, COHORT]
     reports = smoke("base", [*small, f"{group}={name}", *more], tmp_path)
     last = reports[-1]
     assert last.server_round == 1

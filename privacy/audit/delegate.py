@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class Delegate(Protection):
     @property
     def public_examples(self) -> float | None:
         return self.inner.public_examples
+
+    @property
+    def public_metrics(self) -> Collection[str]:
+        return self.inner.public_metrics
 
     @property
     def replays(self) -> bool:

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(autouse=True)
 def _nothing_to_collect():
     gc.freeze()
     yield

@@ -33,6 +33,8 @@ def test_fields_are_complete_and_at_their_defaults(file):
         module, _, name = inner.rpartition(".")
         fields["source"] = getattr(importlib.import_module(module), name)(**settings)
     part = target(**fields)
+    if "source" in fields and part.source != default.source:
+        return  # one of several files for the same part, which sets what its source needs
     for name in set(fields) - NAMES:
         assert getattr(part, name) == getattr(default, name), name
     assert file.read_text().startswith("# ")
