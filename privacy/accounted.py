@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedsim.client.runtime import ClientRuntime
 from fedsim.errors import BudgetError, ConfigError
 from fedsim.protection import Line, Protection, Setting, Statement
 from privacy.accountant import EpsilonCurve, best_of, delta_warning, epsilon
@@ -160,6 +161,27 @@ def is_fresh(noise_source: Literal["auto", "keyed", "system"], *, deployed: bool
             "itself; on real devices use privacy.noise_source=system (or auto)"
         )
     return noise_source == "system" or deployed
+
+
+def check_one_holder(runtime: ClientRuntime, what: str) -> None:
+    """Check that no sample is held twice, so that what is released once is released once.
+
+    Args:
+        runtime: The client side of the run.
+        what: The samples' name in the message: `labels`.
+
+    Raises:
+        ConfigError: Some are; each holder would release them with randomness of its own.
+    """
+    partition = runtime.partition
+    held = [partition.indices(client) for client in range(partition.num_clients)]
+    order = np.concatenate([np.empty(0, np.int64), *held])
+    if len(np.unique(order)) < len(order):
+        raise ConfigError(
+            f"partition: some {what} are held by several clients, or twice, and each would "
+            "release them with noise of its own, which is more than one release; use "
+            "partition=iid or another that deals each out once"
+        )
 
 
 def most_rounds(setting: Setting) -> int:

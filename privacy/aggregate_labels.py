@@ -36,7 +36,7 @@ from fedsim.errors import ConfigError
 from fedsim.parts import Range
 from fedsim.protection import Line, PrivacyPart, Setting, Statement
 from privacy.accountant import calibrate
-from privacy.accounted import Accounted
+from privacy.accounted import Accounted, check_one_holder
 from privacy.aggregate_risk import Advice, best, risk
 from privacy.events import Event, Gaussian, PureDP
 from privacy.normal import KEYED_STATEMENT, NoiseSource, keyed
@@ -180,15 +180,7 @@ class AggregateLabelsProtection(Accounted):
     def check(self, runtime: ClientRuntime) -> None:
         """See `Protection.check`: each bag must be released by one client only."""
         super().check(runtime)
-        partition = runtime.partition
-        held = [partition.indices(client) for client in range(partition.num_clients)]
-        order = np.concatenate([np.empty(0, np.int64), *held])
-        if len(np.unique(order)) < len(order):
-            raise ConfigError(
-                "partition: some bags are held by several clients, or twice, and each would "
-                "release its mean with noise of its own, which is more than one release; use "
-                "partition=iid or another that deals each bag out once"
-            )
+        check_one_holder(runtime, "bags")
 
     def releases(self, server_round: int, clients: np.ndarray) -> Sequence[Line]:
         """See `Protection.releases`: all bags at once, before the first round."""

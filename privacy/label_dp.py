@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.client.runtime import ClientRuntime
 from fedsim.errors import ConfigError
 from fedsim.parts import Range
 from fedsim.protection import Line, PrivacyPart, Setting, Statement
-from privacy.accounted import Accounted
+from privacy.accounted import Accounted, check_one_holder
 from privacy.events import Event, PureDP
 from privacy.normal import KEYED_STATEMENT, keyed
 from privacy.randomised_response import RandomisedResponse
@@ -78,6 +79,11 @@ class LabelDPProtection(Accounted):
         )
         self.seed = setting.seed
         self.channel = RandomisedResponse(kinds=num_classes, epsilon=part.epsilon)
+
+    def check(self, runtime: ClientRuntime) -> None:
+        """See `Protection.check`: each label must be released by one client only."""
+        super().check(runtime)
+        check_one_holder(runtime, "labels")
 
     def releases(self, server_round: int, clients: np.ndarray) -> Sequence[Line]:
         """See `Protection.releases`: all labels at once, before the first round."""

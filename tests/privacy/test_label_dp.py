@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fedsim.client import LocalSGD
+from fedsim.config import compose
 from fedsim.errors import ConfigError
+from fedsim.simulation import Simulation
 from privacy.label_dp import LabelDP
 from tests.helpers import classification, regression, tokens
 from tests.privacy._dp import setting, within_four
@@ -77,3 +79,9 @@ def test_what_has_no_class_is_refused():
             bind(data=data)
     with pytest.raises(ConfigError, match="devices"):
         bind(deployed=True)
+
+
+def test_a_label_that_two_clients_hold_is_refused(tmp_path):
+    words = ["privacy=label_dp", "partition=whole", f"output.root={tmp_path}"]
+    with pytest.raises(ConfigError, match="held by several clients"):
+        Simulation(compose("quickstart", [*words, "partition.num_clients=2"])).runtime  # noqa: B018
