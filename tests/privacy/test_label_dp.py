@@ -82,6 +82,6 @@ def test_what_has_no_class_is_refused():
 
 
 def test_a_label_that_two_clients_hold_is_refused(tmp_path):
-    words = ["privacy=label_dp", "partition=whole", f"output.root={tmp_path}"]
+    words = ["privacy=label_dp", "partition=resampled", f"output.root={tmp_path}"]
     with pytest.raises(ConfigError, match="held by several clients"):
-        Simulation(compose("quickstart", [*words, "partition.num_clients=2"])).runtime  # noqa: B018
+        Simulation(compose("base", words)).runtime  # noqa: B018
