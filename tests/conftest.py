@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 
 import pytest
@@ -16,3 +17,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("FEDSIM_NIGHTLY"):
+        return
+    skip = pytest.mark.skip(reason="at length; set FEDSIM_NIGHTLY=1 to run it")
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(skip)

@@ -80,20 +80,20 @@ def test_noise_on_devices_is_the_systems_and_the_statement_says_so(
     words = [*SMALL, *STRATEGIES["fedavg"], f"privacy={mechanism}", "privacy.noise_multiplier=1"]
     words += ["privacy.epsilon=null"]
     words += [*PRIVATE[mechanism], f"output.root={tmp_path}", "rounds=1"]
-    ends = set()
-    for _ in range(2):  # the same scenario and seed: the noise alone may differ, and does
-        config = configure("quickstart", words, NODES)
-        folder = RunFolder.create(config)
-        Sitting(config=config, folder=str(folder.path)).on(deployment.superlink, JsonLines())
-        claim = json.loads((folder.path / "summary.json").read_text())["privacy"]
-        assert claim["noise"].startswith("noise from the operating system's generator")
-        assert claim["unit"] == ("example" if mechanism == "dp_sgd" else "user")
-        assert 0 < claim["epsilon"] < 20
-        lines = (folder.path / "ledger.jsonl").read_text().splitlines()
-        assert [json.loads(line)["round"] for line in lines] == [1]
-        assert "train-loss" not in next(r for r in folder.rounds() if r["server_round"])["train"]
-        ends.add(weights(folder.path))
-    assert len(ends) == 2
+    here = compose("quickstart", [*words, "engine=in_process"])  # keyed noise of the same seed
+    keyed = Run(simulation=Simulation(here), folder=RunFolder.create(here))
+    list(keyed.start())
+    config = configure("quickstart", words, NODES)
+    folder = RunFolder.create(config)
+    Sitting(config=config, folder=str(folder.path)).on(deployment.superlink, JsonLines())
+    claim = json.loads((folder.path / "summary.json").read_text())["privacy"]
+    assert claim["noise"].startswith("noise from the operating system's generator")
+    assert claim["unit"] == ("example" if mechanism == "dp_sgd" else "user")
+    assert 0 < claim["epsilon"] < 20
+    lines = (folder.path / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1]
+    assert "train-loss" not in next(r for r in folder.rounds() if r["server_round"])["train"]
+    assert weights(folder.path) != weights(keyed.folder.path)
 
 
 def online(deployment: LocalDeployment) -> list[str]:

@@ -122,7 +122,7 @@ def test_an_unsupported_combination_is_refused_with_a_way_out(event, relation, w
 
 def some_slow(rows, slow):
     return [
-        pytest.param(row, marks=pytest.mark.slow, id=str(name))
+        pytest.param(row, marks=pytest.mark.nightly, id=str(name))
         if name in slow
         else pytest.param(row, id=str(name))
         for name, row in rows
@@ -252,7 +252,7 @@ def test_some_of_the_grid_against_dp_accounting(q, z, count):
     against_dp_accounting(q, z, count)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("q", "z", "count"), [row for row in GRID if row not in QUICK])
 def test_all_of_the_grid_against_dp_accounting(q, z, count):
     against_dp_accounting(q, z, count)
@@ -401,8 +401,8 @@ def test_noise_for_a_target_without_sampling(target, z):
     ("target", "z"),
     [
         (1, 1.4146),
-        pytest.param(3, 0.8136, marks=pytest.mark.slow),
-        pytest.param(8, 0.5863, marks=pytest.mark.slow),
+        pytest.param(3, 0.8136, marks=pytest.mark.nightly),
+        pytest.param(8, 0.5863, marks=pytest.mark.nightly),
     ],
 )
 def test_noise_for_a_target_with_sampling(target, z):
@@ -431,7 +431,7 @@ def never_above_and_tight(events_at, found, target, relation):
         (lambda z: [Event(mechanism=Skellam(variance=z**2, l1_norm=9.0, l2_norm=3.0))], ADD),
     ],
 )
-@pytest.mark.parametrize("target", [0.5, pytest.param(4.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", [0.5, pytest.param(4.0, marks=pytest.mark.nightly)])
 def test_noise_for_a_target_is_tight_for_every_mechanism(events_at, relation, target):
     found = calibrate(events_at, epsilon=target, delta=1e-5, relation=relation)
     never_above_and_tight(events_at, found, target, relation)

@@ -29,7 +29,7 @@ def test_opacus_prv_brackets_ours(row):
     assert found - 0.012 < tight < found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("row", TABLE)
 def test_opacus_prv_with_a_finer_error(row):
     z, q, count, d, _, _, _, _, loose, fine = TABLE[row]

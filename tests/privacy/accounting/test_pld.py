@@ -16,7 +16,7 @@ from tests.privacy._events import ADD, REPLACE, gaussian, laplace, poisson, pure
 @pytest.mark.parametrize("delta", [1e-5, 1e-9, 1e-11])
 @pytest.mark.parametrize(
     ("z", "count"),
-    [(5, 10), (50, 1000), (3, 1000), pytest.param(0.5, 10_000, marks=pytest.mark.slow)],
+    [(5, 10), (50, 1000), (3, 1000), pytest.param(0.5, 10_000, marks=pytest.mark.nightly)],
 )
 def test_never_below_the_closed_form(z, count, delta):
     """At (3, 1000) and delta = 1e-9 the rounding of the transform alone would be 6e-5 below it."""
