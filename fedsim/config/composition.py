@@ -42,6 +42,9 @@ _BASES: dict[str, tuple[str, ...]] = {
 }
 """What a part of each group must be."""
 
+_BREAKS = "\x85\u2028\u2029\ufeff"
+"""What YAML takes for the end of a line, or of a file, and its writer does not escape."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -79,6 +82,8 @@ class Config:
         """Return a file that `from_yaml` reads, and that is itself a scenario."""
         head = f"# scenario: {json.dumps(self.scenario)}\n# overrides: "
         body = OmegaConf.to_yaml(OmegaConf.create(self.values))
+        if any(character in body for character in _BREAKS):  # read back, they would be line ends
+            body = json.dumps(self.values) + "\n"  # which is YAML, too, with all of them escaped
         return f"{head}{json.dumps(self.overrides)}\n{body}"
 
     @classmethod

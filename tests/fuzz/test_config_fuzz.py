@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fedsim.catalog import GROUPS
@@ -198,6 +198,7 @@ def test_overrides(start: tuple[str, Any], texts: list[str]) -> None:
     _config_or_error(make)
 
 
+@example(start=("base", ()), changes=[("model.activation", "\x85")])  # YAML's third line end
 @FAST
 @given(
     start=st.sampled_from(STARTS),
