@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -271,14 +271,8 @@ class DPSGDEstimator(GradientEstimator):
             context: ClientContext,
             dropout: Sequence[torch.Generator],
         ) -> tuple[Params, Tensor]:
-            noise = privatiser.noise(1)[0]
-            shapes = {name: params[name].shape for name in runtime.trainable}
-            parts = torch.split(noise, [shape.numel() for shape in shapes.values()])
-            sums = {
-                name: part.reshape(shape).clone()
-                for (name, shape), part in zip(shapes.items(), parts, strict=True)
-            }
-            total = noise.new_zeros(())
+            sums = {name: torch.zeros_like(params[name]) for name in runtime.trainable}
+            total = next(iter(sums.values())).new_zeros(())
             for start in range(0, len(batch.y), physical or max(1, len(batch.y))):
                 piece = slice(start, start + (physical or len(batch.y)))
                 some = Batch(x=batch.x[piece], y=batch.y[piece])
@@ -291,8 +285,11 @@ class DPSGDEstimator(GradientEstimator):
                 for name, tensor in clipped.items():
                     sums[name].add_(tensor)
                 total = total + losses_B.sum()
-            grads = {name: tensor / privatiser.denominator for name, tensor in sums.items()}
-            return grads, total / max(1, len(batch.y))
+            (noise_P,) = privatiser.noise(1)
+            parts = torch.split(noise_P, [tensor.numel() for tensor in sums.values()])
+            for tensor, part in zip(sums.values(), parts, strict=True):
+                tensor.add_(part.view(tensor.shape)).div_(privatiser.denominator)
+            return sums, total / max(1, len(batch.y))
 
         return gradient
 
@@ -341,7 +338,6 @@ class ClipAndNoise(Privatiser):
             self.noise_multiplier = update_multiplier(self.noise_multiplier, self.count_noise)
         self.within_K = torch.zeros_like(self.clip_K)
         self.seen_K = torch.zeros_like(self.clip_K)
-        self.started = False
 
     def weights(self, square_norms: Mapping[str, Tensor], true_AB: Tensor) -> Tensor | Params:
         """Return what each sample's gradient is multiplied by."""
@@ -361,18 +357,17 @@ class ClipAndNoise(Privatiser):
             self.seen_K[: len(true_AB)] += true_AB.sum(1)
         return _factor(clip_A1, norms_AB, true_AB)
 
-    def noise(self, active: int) -> Tensor:
-        """Return the noise of the next step, `[A, P]`; a step before it has ended by then."""
-        if self.started and self.part.clipping == "adaptive":
+    def noise(self, active: int) -> Iterator[Tensor]:
+        """Yield each client's noise of this step, `[P]`; then C moves, where it does."""
+        for clip, source in zip(self.clip_K[:active].tolist(), self.sources, strict=False):
+            std = self.noise_multiplier * clip
+            if std:
+                noise_P = source.normal(self.size, dtype=self.dtype).mul_(std)
+            else:
+                noise_P = torch.zeros(self.size, dtype=self.dtype)
+            yield noise_P.to(self.device)
+        if self.part.clipping == "adaptive":
             self._move_clip()
-        self.started = True
-        noise_AP = torch.empty(active, self.size, dtype=self.dtype)
-        if not self.noise_multiplier:
-            return noise_AP.zero_().to(self.device)
-        for row_P, source in zip(noise_AP, self.sources, strict=False):
-            row_P.copy_(source.normal(self.size, dtype=self.dtype))
-        std_A1 = self.noise_multiplier * self.clip_K[:active].unsqueeze(1)
-        return noise_AP.to(self.device).mul_(std_A1)
 
     def _move_clip(self) -> None:
         """Move C towards the quantile, by a noisy count of the step that has ended."""

@@ -8,7 +8,7 @@ for K clients at once on the layer rules (`privatiser`).
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,10 +115,11 @@ class Privatiser(abc.ABC):
         """
 
     @abc.abstractmethod
-    def noise(self, active: int) -> Tensor:
-        """Return the next step's noise of the first A clients, already of its scale.
+    def noise(self, active: int) -> Iterator[Tensor]:
+        """Yield this step's noise of the first A clients, one after another, of its scale.
 
-        `[A, P]`: all tensors flattened one after another; drawn once per step. Also ends the step.
+        Each is `[P]`: all tensors flattened one after another. Drawn as it is asked for, once per
+        step and after `weights`; asked for in full, it ends the step.
         """
 
 

@@ -309,14 +309,13 @@ class PrivateStep(RuleStep):
             install(self.stacked.module, dropout, lengths.tolist())
         counts_A = torch.from_numpy(lengths).to(y.device)
         true_AB = torch.arange(width, device=y.device) < counts_A.unsqueeze(1)
-        noise_AP = self.privatiser.noise(active)
         losses_AB = torch.where(true_AB, self._sample_losses(x, y), 0)
         output_grads = self.stacked.backward(losses_AB.sum())
         with torch.no_grad():
             square_norms = self.stacked.square_norms(output_grads)
             output_grads = self._finite(output_grads, square_norms)
             weights = self.privatiser.weights(square_norms, true_AB)
-            self._private_update(output_grads, weights, noise_AP, active)
+            self._private_update(output_grads, weights, active)
         return losses_AB.detach().sum(1) / counts_A.clamp(min=1)
 
     def _sample_losses(self, x: Tensor, y: Tensor) -> Tensor:
@@ -350,11 +349,9 @@ class PrivateStep(RuleStep):
         self,
         output_grads: list[Tensor | None],
         weights_AB: Tensor | Params,
-        noise_AP: Tensor,
         active: int,
     ) -> None:
         denominator = self.privatiser.denominator
-        noise = _split_rows(noise_AP, self.trained)
         rows = {name: w[:active] for name, w in self.trained.items()}
         if self.direct:  # straight into the weights: no buffer, no further pass
             alpha = -self.lr / denominator
@@ -362,14 +359,21 @@ class PrivateStep(RuleStep):
                 decay = 1 - self.lr * self.runtime.work.weight_decay
                 torch._foreach_mul_(list(rows.values()), decay)
             self.stacked.contract_(rows, output_grads, alpha, weights_AB)
-            torch._foreach_add_(list(rows.values()), list(noise.values()), alpha=alpha)
+            self._add_noise(rows, alpha, active)
             return
         grads = {name: buffer[:active] for name, buffer in self.grads.items()}
-        for name, buffer in grads.items():
-            buffer.copy_(noise[name])
-        self.stacked.contract_(grads, output_grads, 1.0, weights_AB)
-        torch._foreach_div_(list(grads.values()), denominator)
+        torch._foreach_zero_(list(grads.values()))
+        self.stacked.contract_(grads, output_grads, 1.0 / denominator, weights_AB)
+        self._add_noise(grads, 1.0 / denominator, active)
         self.correct_and_step(grads, active)
+
+    def _add_noise(self, into: Params, alpha: float, active: int) -> None:
+        """Add alpha × this step's noise to the rows of `into`, client by client."""
+        flat = [rows.view(len(rows), -1) for rows in into.values()]
+        sizes = [rows_KP.shape[1] for rows_KP in flat]
+        for k, noise_P in enumerate(self.privatiser.noise(active)):
+            parts = torch.split(noise_P, sizes)
+            torch._foreach_add_([rows[k] for rows in flat], list(parts), alpha=alpha)
 
 
 def per_sample(half: ClientHalf, outputs_B: Tensor, batch: Batch, context: ClientContext) -> Tensor:
@@ -384,17 +388,6 @@ def per_sample(half: ClientHalf, outputs_B: Tensor, batch: Batch, context: Clien
 
     losses: Tensor = torch.vmap(one)(outputs_B, batch.x, batch.y)
     return losses
-
-
-def _split_rows(flat_AP: Tensor, like: Params) -> Params:
-    """Return the columns of all tensors laid end to end as tensors, name -> `[A, ...]`."""
-    shapes = {name: tensor.shape[1:] for name, tensor in like.items()}
-    sizes = [shape.numel() for shape in shapes.values()]
-    parts = torch.split(flat_AP, sizes, dim=1)
-    return {
-        name: part.reshape(len(flat_AP), *shape)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
 
 
 class VmapStep(CohortStep):

@@ -9,7 +9,7 @@ Shapes: M canaries, P parameters, A clients at work, B samples of each.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -289,13 +289,18 @@ class _PlantedPrivatiser(Privatiser):
         self.inner, self.planted, self.row, self.drawn = inner, planted, row, drawn
         self.denominator = inner.denominator
         self.step = -1
+        self.added: list[tuple[int, float]] = []
+        """(coordinate, length) of the canaries in this step, as clipped."""
 
-    def noise(self, active: int) -> Tensor:
-        self.step += 1
-        self.noise_AP = self.inner.noise(active)
-        return self.noise_AP
+    def noise(self, active: int) -> Iterator[Tensor]:
+        for row, noise_P in enumerate(self.inner.noise(active)):
+            if row == self.row:  # both are part of one sum
+                for coordinate, length in self.added:
+                    noise_P[coordinate] += length
+            yield noise_P
 
     def weights(self, square_norms: Mapping[str, Tensor], true_AB: Tensor) -> Tensor | Params:
+        self.step += 1
         diracs, width = self.planted.diracs, true_AB.shape[1]
         if self.planted.silent:
             true_AB = torch.zeros_like(true_AB)
@@ -312,11 +317,11 @@ class _PlantedPrivatiser(Privatiser):
             squares[diracs.places[j][0]][self.row, width + column] = float(diracs.length_M[j]) ** 2
             more[self.row, column] = True
         weights = self.inner.weights(squares, torch.cat([true_AB, more], dim=1))
+        self.added = []
         for column, j in enumerate(sampled):
             of = weights if isinstance(weights, Tensor) else weights[diracs.places[j][0]]
             length = float(of[self.row, width + column]) * float(diracs.length_M[j])
-            # The step adds it to the noise of the same tensor; both are part of one sum.
-            self.noise_AP[self.row, int(diracs.coordinate_M[j])] += length
+            self.added.append((int(diracs.coordinate_M[j]), length))
 
         def own(w_AB: Tensor) -> Tensor:
             return w_AB[:, :width] * (0 if self.planted.silent else 1)

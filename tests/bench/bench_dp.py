@@ -9,10 +9,12 @@ Batches of 32, float32, one thread, random data, clip 1, noise multiplier 1, pla
     book-keeping   layer rules over blocks of clients: output gradients by one backward pass, norms,
                    one weighted contraction straight into the weights (arXiv:2210.00038)
 
-All take their step in one process per model, one after another in every repetition; figures are
-medians of CPU time, the system's for fresh memory included. Opacus' modules and optimizers are made
-beforehand, one set per client, and its per-sample gradients are dropped after each step. Every
-private contestant draws as many normals as its clients have weights.
+The contestants take turns, one step each, in every repetition; figures are medians of CPU time,
+the system's for fresh memory included. Each lives in a process of its own, as a user's run does:
+what an allocator holds back for one would spare another the system's time. Opacus' modules and
+optimizers are made beforehand, one set per client, and its per-sample gradients are dropped after
+each step. Every private contestant draws as many normals as its clients have weights: Opacus by
+torch's generator, *book-keeping* by ours.
 
 Memory is what a process grows by at most in its first three steps, each contestant in a process of
 its own: resident pages, looked at every half millisecond.
@@ -32,6 +34,8 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,7 @@ from torch import Tensor, nn
 
 from fedsim.layers.model import StackedModel
 from fedsim.records import Params
+from privacy.normal import keyed
 
 PAGE = Path(__file__).resolve().parents[2] / "results" / "dp" / "speed.md"
 BATCH, CLIP, LR = 32, 1.0, 0.1
@@ -178,11 +183,9 @@ class Cohort(Contestant):
             self.stacked.tape.weights = params
             x, y = self.x_KB[clients].flatten(0, 1), self.y_KB[clients].flatten()
             losses = F.cross_entropy(self.stacked.forward(x, self.block), y, reduction="sum")
-            self.update(params, self.stacked.backward(losses), self.generators[clients])
+            self.update(params, self.stacked.backward(losses), clients)
 
-    def update(
-        self, params: Params, grads: list[Tensor | None], generators: list[torch.Generator]
-    ) -> None:
+    def update(self, params: Params, grads: list[Tensor | None], clients: slice) -> None:
         """Take one block's step, given the gradients of layer outputs."""
         self.stacked.contract_(params, grads, -LR / BATCH)
 
@@ -195,20 +198,19 @@ class BookKeeping(Cohort):
 
     def prepare(self) -> None:
         super().prepare()
-        self.noise = torch.empty(sum(p.numel() for p in self.model.parameters()))
+        self.sources = [keyed(0, 1, k, "dp-sgd") for k in range(self.clients)]
 
-    def update(
-        self, params: Params, grads: list[Tensor | None], generators: list[torch.Generator]
-    ) -> None:
+    def update(self, params: Params, grads: list[Tensor | None], clients: slice) -> None:
         squares = self.stacked.square_norms(grads)
         norms = torch.stack(list(squares.values())).sum(0).sqrt()
-        sizes = [t[0].numel() for t in params.values()]
-        for k, generator in enumerate(generators):
-            parts = self.noise.normal_(generator=generator).split(sizes)
-            for rows, part in zip(params.values(), parts, strict=True):
-                rows[k].add_(part.view(rows[k].shape), alpha=-LR * self.sigma * CLIP / BATCH)
         factors = (CLIP / (norms + 1e-6)).clamp_max(1)
         self.stacked.contract_(params, grads, -LR / BATCH, factors)
+        flat = [rows.view(len(rows), -1) for rows in params.values()]
+        sizes = [rows.shape[1] for rows in flat]
+        for k, source in enumerate(self.sources[clients]):
+            noise = source.normal(sum(sizes)).split(sizes)
+            alpha = -LR * self.sigma * CLIP / BATCH
+            torch._foreach_add_([rows[k] for rows in flat], list(noise), alpha=alpha)
 
 
 CONTESTANTS: dict[str, type[Contestant]] = {
@@ -241,21 +243,32 @@ def check_same(name: str) -> None:
 
 def seconds(name: str, repetitions: int) -> tuple[dict[str, float], dict[str, float]]:
     """Return the median CPU-seconds of one step, by contestant, and how many are the system's."""
-    contestants = {label: kind(name) for label, kind in CONTESTANTS.items()}
-    for contestant in contestants.values():  # warms caches up
-        contestant.step()
-    taken: dict[str, list[float]] = {label: [] for label in contestants}
-    system: dict[str, list[float]] = {label: [] for label in contestants}
-    for _ in range(repetitions):
-        for label, contestant in contestants.items():
-            before = resource.getrusage(resource.RUSAGE_SELF)
-            contestant.step()
-            after = resource.getrusage(resource.RUSAGE_SELF)
-            system[label].append(after.ru_stime - before.ru_stime)
-            taken[label].append(after.ru_utime - before.ru_utime + system[label][-1])
-    check_same(name)  # afterwards: it would leave the allocator in another state
-    medians = [{label: statistics.median(v) for label, v in t.items()} for t in (taken, system)]
+    taken: dict[str, list[float]] = {label: [] for label in CONTESTANTS}
+    system: dict[str, list[float]] = {label: [] for label in CONTESTANTS}
+    with ExitStack() as stack:
+        homes = {label: stack.enter_context(own_process()) for label in CONTESTANTS}
+        for _ in range(1 + repetitions):  # the first warms caches up
+            for label, home in homes.items():
+                user, kernel = home.submit(step_of, name, label).result()
+                taken[label].append(user + kernel)
+                system[label].append(kernel)
+    medians = [{label: statistics.median(v[1:]) for label, v in t.items()} for t in (taken, system)]
     return medians[0], medians[1]
+
+
+@cache
+def contestant_of(name: str, label: str) -> Contestant:
+    """Return this process's contestant."""
+    return CONTESTANTS[label](name)
+
+
+def step_of(name: str, label: str) -> tuple[float, float]:
+    """Take a step in this process; return the CPU-seconds of its own and of the system."""
+    contestant = contestant_of(name, label)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    contestant.step()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
 
 
 def resident_mb() -> float:
@@ -284,10 +297,15 @@ def memory(name: str, label: str) -> float:
     return max(peak, resident_mb()) - before
 
 
+def own_process() -> ProcessPoolExecutor:
+    """Return one fresh copy of this process."""
+    # Forked before anything has run here, so that no threads of autograd are lost.
+    return ProcessPoolExecutor(1, mp_context=get_context("fork"))
+
+
 def in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Return `measure(*arguments)`, called in a fresh copy of this process."""
-    # Forked before anything has run here, so that no threads of autograd are lost.
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+    with own_process() as pool:
         return pool.submit(measure, *arguments).result()
 
 
@@ -301,10 +319,10 @@ def page(
         "# What clipping every sample's gradient costs", "",
         "    python tests/bench/bench_dp.py [repetitions]", "",
         "One DP-SGD step of K clients with noise, batches of 32, float32, one thread; CPU time,",
-        f"medians of {repetitions}, the contestants in turn in one process. Opacus 1.6 trains one",
-        "client after another; *cohort* and *book-keeping* use the layer rules over blocks of 10",
+        f"medians of {repetitions}, the contestants in turn, each in a process. Opacus 1.6 trains",
+        "one client after another; *cohort* and *book-keeping* use layer rules over blocks of 10",
         "(MLP) or 5 (CNN) clients. Without noise, all private contestants take the same step, as",
-        f"is checked each time. {platform.machine()}, {os.cpu_count()} cores, load average"
+        f"is checked beforehand. {platform.machine()}, {os.cpu_count()} cores, load average"
         f" {os.getloadavg()[1]:.0f}, PyTorch {torch.__version__}.", "",
         "| CPU-ms per step | K | sequential | cohort | hooks | ghost | book-keeping |"
         " hooks / b.-k. | ghost / b.-k. | b.-k. / sequential |",
@@ -321,7 +339,7 @@ def page(
         "The first two contestants give no privacy. Of *hooks*' time, "
         + " and ".join(f"{system['hooks'] * 1e3:.0f} ms" for _, system in times.values())
         + " are the system's, for fresh",
-        "memory, less where a process's allocator holds enough of it already.", "",
+        "memory.", "",
         "Peak memory on top of models and data, MB:", "",
         "| MB | K | " + " | ".join(CONTESTANTS) + " |", "|" + " --- |" * (2 + len(CONTESTANTS)),
     ]  # fmt: skip
@@ -336,7 +354,9 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Full backward hook is firing")
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    times = {name: in_own_process(seconds, name, repetitions) for name in TIMED}
+    for name in TIMED:
+        in_own_process(check_same, name)
+    times = {name: seconds(name, repetitions) for name in TIMED}
     peaks = {
         name: {label: in_own_process(memory, name, label) for label in CONTESTANTS}
         for name in MODELS

@@ -406,7 +406,7 @@ def test_an_empty_batch_is_noise_of_the_claimed_size():
     """10^6 numbers: 4.417 standard deviations of their standard deviation are 0.31 %."""
     part = dp_sgd(noise_multiplier=1.3, clip_norm=0.7)
     like = {"w": torch.zeros(1000, 1000)}
-    noise = ClipAndNoise(part, like, [keyed(0, 1, 0, "dp-sgd")], 8.0).noise(1)[0]
+    (noise,) = ClipAndNoise(part, like, [keyed(0, 1, 0, "dp-sgd")], 8.0).noise(1)
     std = float(noise.std()) / (1.3 * 0.7)
     assert within_four(std, 1.0, 1 / math.sqrt(2e6))
     assert within_four(float(noise.mean()) / (1.3 * 0.7), 0.0, 1e-3)
@@ -472,7 +472,7 @@ def test_who_holds_how_many_samples_changes_nothing_public():
         runtime = private_runtime(data, model, dp_sgd(noise_multiplier=1.0), sizes=sizes)
         steps = [len(runtime.batches(1, k, len(runtime.samples(k)))) for k in range(3)]
         like = {n: t for n, t in runtime.initial_params().items() if n in runtime.trainable}
-        noise = runtime.estimator.privatiser(like, np.arange(3), 1).noise(3)
+        noise = torch.stack(list(runtime.estimator.privatiser(like, np.arange(3), 1).noise(3)))
         told = (runtime.protection.public_examples, runtime.estimator.denominator)
         public.append((steps, told, noise, str(runtime.protection.planned())))
     for other in public[1:]:

@@ -95,7 +95,7 @@ def test_vectors_of_any_directions_move_no_more(directions: int) -> None:
     u_S3 = keyed(0, 1, directions, "u").normal(12, dtype=torch.float64).reshape(4, 3).numpy()
     u_S3 /= np.linalg.norm(u_S3, axis=1, keepdims=True)
     moved = np.linalg.norm(encoder(noise)[:, [0, 3, 6, 9]] @ u_S3)
-    assert moved <= noise.sensitivity
+    assert moved <= noise.sensitivity * (1 + 1e-12)
 
 
 def test_by_hand() -> None:

@@ -81,10 +81,39 @@ def test_box_muller_by_hand_and_at_its_ends() -> None:
     assert np.abs(ends).max() < 8.66
 
 
+def test_float32_box_muller_by_hand_and_at_its_ends() -> None:
+    def made(*words: int) -> np.ndarray:
+        out = np.empty(2 * len(words), np.float32)
+        normal.box_muller_float32(np.array(words, dtype=np.uint64), out=out)
+        return out
+
+    # Little-endian: the low 32 bits make the radius, the high ones the angle.
+    half, quarter_turn = 2**30, 2**30 << 32
+    assert made(half | quarter_turn) == pytest.approx([0, math.sqrt(2 * math.log(2))], abs=1e-6)
+    assert made(half | 2**31 | quarter_turn) == pytest.approx(made(half | quarter_turn))
+    largest = math.sqrt(-2 * math.log(2.0**-32))
+    assert made(0) == pytest.approx([largest, 0], abs=1e-5)
+    assert made(2**31 << 32) == pytest.approx([-largest, 0], abs=1e-5)
+    ends = made(2**64 - 1, 2**31 - 1)
+    assert np.isfinite(ends).all()
+    assert largest < 6.661
+
+
+def test_float32_normals_have_the_tails_of_the_normal_law() -> None:
+    draws = keyed(0, 1, 2, "noise").normal(4_000_000).abs().numpy()
+    for bound in (3.0, 4.0, 4.5):
+        expected = draws.size * 2 * stats.norm.sf(bound)
+        assert abs((draws > bound).sum() - expected) <= Z * math.sqrt(expected)
+
+
 def test_the_two_halves_of_box_muller_are_uncorrelated() -> None:
-    draws = system().normal(200_000, dtype=torch.float64).reshape(2, -1)
-    for power in (1, 2):
-        assert abs(torch.corrcoef(draws**power)[0, 1]) < 5 / math.sqrt(100_000)
+    for draws in (
+        system().normal(200_000, dtype=torch.float64),
+        keyed(0, 1, 2, "noise").normal(2 * normal.BLOCK).double(),
+    ):
+        for power in (1, 2):
+            correlation = torch.corrcoef(draws.reshape(2, -1) ** power)[0, 1]
+            assert abs(correlation) < 5 / math.sqrt(len(draws) / 2)
 
 
 def test_one_flat_draw_is_split_over_the_parameters() -> None:
