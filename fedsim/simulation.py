@@ -35,7 +35,7 @@ from fedsim.models.bags import OnBags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
-from fedsim.models.structure import layers_of
+from fedsim.models.structure import layers_of, state_of
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, train_sizes
@@ -234,6 +234,9 @@ class Simulation:
             work=self.work,
             strategy=self.strategy,
             dataset=self.dataset,
+            update_size=sum(
+                t.numel() for t in state_of(self.model).values() if t.is_floating_point()
+            ),
             deployed=self.engine.deployed,
             smoke=self.smoke is not None,
         )

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -88,22 +88,12 @@ class DistributedDP(PrivacyPart):
 
 
 class DistributedDPProtection(ClippedSum):
-    """One run of `DistributedDP`.
-
-    How many numbers an update has is known with the model, so that the lattice, the noise and the
-    claim are made when the client side of the run is (`check`).
-    """
+    """One run of `DistributedDP`."""
 
     def __init__(self, part: DistributedDP, setting: Setting) -> None:
         self.part, self.setting = part, setting
         self.planned_clients = planned_clients(setting)
-        self.name = "privacy=distributed_dp"
-
-    def check(self, runtime: Any) -> None:
-        """See `Protection.check`."""
-        size = sum(t.numel() for t in runtime.initial_params().values() if t.is_floating_point())
-        part, setting = self.part, self.setting
-        rounds = most_rounds(setting)
+        size, rounds = setting.update_size, most_rounds(setting)
         noise = part.noise_multiplier
         if noise is None:
             noise = calibrate(
@@ -126,7 +116,7 @@ class DistributedDPProtection(ClippedSum):
             notes=("Scores of clients on their own held-out samples are not covered",),
         )
         super().__init__(
-            name=self.name,
+            name="privacy=distributed_dp",
             clip_norm=part.clip_norm,
             weight_cap=None,
             fresh=False,
@@ -138,7 +128,6 @@ class DistributedDPProtection(ClippedSum):
             budget=part.epsilon,
             per_client=True,
         )
-        super().check(runtime)
 
     def _most_clients(self) -> int:
         sampling, count = self.setting.schedule.sampling(), self.setting.num_clients

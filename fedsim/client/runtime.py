@@ -20,6 +20,7 @@ from fedsim.client.work import LocalSGD
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models.dropout import KeyedDropout
+from fedsim.models.structure import state_of
 from fedsim.partition.base import Partition, train_sizes
 from fedsim.protection.base import Protection
 from fedsim.records import Params
@@ -112,14 +113,8 @@ class ClientRuntime:
             )
 
     def initial_params(self) -> Params:
-        """Return the model's unique parameters and persistent buffers, detached copies.
-
-        Tied parameters appear once, under their first name.
-        """
-        persistent = self.model.state_dict(keep_vars=True)
-        named: Params = dict(self.model.named_parameters())
-        named |= {name: b for name, b in self.model.named_buffers() if name in persistent}
-        return {name: tensor.detach().clone() for name, tensor in named.items()}
+        """Return detached copies of what `state_of` the model returns."""
+        return {name: tensor.detach().clone() for name, tensor in state_of(self.model).items()}
 
     def received(self, params: Params) -> Params:
         """Return a received model on this run's device and in its dtypes.

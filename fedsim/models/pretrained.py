@@ -26,6 +26,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError, DataError
 from fedsim.files import sha256
 from fedsim.models.base import ModelPart
+from fedsim.models.structure import state_of
 from fedsim.models.text_classifier import TextClassifier
 
 _MODEL = "model.safetensors"
@@ -72,9 +73,7 @@ class Pretrained(ModelPart):
         model = self.base.build(dataset)
         path = _find(self.file)
         tensors = _read(path, self.sha256)
-        persistent = model.state_dict(keep_vars=True)
-        wanted: dict[str, Tensor] = dict(model.named_parameters())
-        wanted |= {name: b for name, b in model.named_buffers() if name in persistent}
+        wanted = state_of(model)
         for layer in self.fresh:
             if not any(_within(name, layer) for name in wanted):
                 raise ConfigError(

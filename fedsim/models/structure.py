@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 
@@ -30,6 +30,16 @@ class Layer:
     def names(self) -> tuple[str, ...]:
         """All names of its tensors."""
         return self.parameters + self.buffers
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's unique parameters and persistent buffers, by name: what clients send.
+
+    Tied parameters appear once, under their first name.
+    """
+    persistent = model.state_dict(keep_vars=True)
+    state: dict[str, Tensor] = dict(model.named_parameters())
+    return state | {name: b for name, b in model.named_buffers() if name in persistent}
 
 
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:

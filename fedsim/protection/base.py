@@ -48,6 +48,7 @@ class Setting:
         work: The local steps.
         strategy: Who uses what the clients send.
         dataset: Its task and shapes; never its values.
+        update_size: P, how many floating-point numbers the model is that clients send.
         deployed: Whether clients are devices of their own, so that noise must come from the
             operating system's generator.
         smoke: Whether the run is cut down to see if it runs; nothing may be claimed of it.
@@ -60,6 +61,7 @@ class Setting:
     work: LocalSGD
     strategy: Strategy
     dataset: Dataset
+    update_size: int
     deployed: bool = False
     smoke: bool = False
 

@@ -16,6 +16,7 @@ from fedsim.client.steps import PrivateStep
 from fedsim.data.dataset import Dataset
 from fedsim.layers.model import StackedModel
 from fedsim.models.base import ModelPart
+from fedsim.models.structure import state_of
 from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.records import Params
 from privacy.dp_sgd import DPSGD
@@ -33,6 +34,7 @@ def dp_sgd(**values: object) -> DPSGD:
 def setting(dataset: Dataset, work: LocalSGD, **values: object) -> Setting:
     count = int(values.pop("num_clients", len(RAGGED)))
     defaults = {"schedule": Everyone(count), "strategy": FedAvg(), "seed": 0, "rounds": 2}
+    values = {"update_size": 10, **values}
     return Setting(dataset=dataset, work=work, num_clients=count, **{**defaults, **values})
 
 
@@ -48,12 +50,15 @@ def private_runtime(
     **values: object,
 ) -> ClientRuntime:
     work = work or LocalSGD(lr=0.1, batch_size=4, epochs=1)
-    bound: Protection = part.bind(setting(dataset, work, num_clients=len(sizes), **values))
+    built = make_model(model, dataset)
+    size = sum(t.numel() for t in state_of(built).values() if t.is_floating_point())
+    values = {"num_clients": len(sizes), "update_size": size, **values}
+    bound: Protection = part.bind(setting(dataset, work, **values))
     return ClientRuntime(
         dataset=dataset,
         partition=shares(dataset, sizes),
         holdout=holdout,
-        model=make_model(model, dataset),
+        model=built,
         work=work,
         half=half or ClientHalf(),
         estimator=bound.estimator,

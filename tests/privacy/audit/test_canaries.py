@@ -17,6 +17,7 @@ from privacy import dp_sgd, normal
 from privacy.audit.delegate import Delegate
 from privacy.audit.findings import Findings
 from privacy.audit.planted import TOO_LONG, Diracs
+from privacy.secure_aggregation import SecureAggregation
 
 SCENARIO = """
 defaults: [base, override /participation: full, override /privacy: {privacy}, _self_]
@@ -144,6 +145,19 @@ def test_clients_under_central_noise(tmp_path: Path, monkeypatch: Patch, quick: 
     assert written(folder)["claim"]["relation"] == "add_remove"
     assert "the models of all rounds" in written(folder)["threat"]
     assert len(set(written(folder, "canaries.json")["clients"])) == 1000
+
+
+def test_clients_whose_shares_of_noise_are_a_quarter(
+    tmp_path: Path, monkeypatch: Patch, quick: None
+) -> None:
+    words = ("partition.num_clients=300", "audit.canaries=300", "audit.confidence=0.95")
+    words += ("privacy.min_survivors=1", "privacy.delta=1e-3")
+    told = audit(tmp_path / "honest", "distributed_dp", *words)
+    assert told.exit_code == 0 and "stands" in told.output, told.output
+    honest = SecureAggregation._share
+    monkeypatch.setattr(SecureAggregation, "_share", lambda *of: honest(*of) // 4)
+    told = audit(tmp_path / "less", "distributed_dp", *words)
+    assert told.exit_code == 6 and "REFUTED" in told.output, told.output
 
 
 def test_clients_that_add_noise_themselves(tmp_path: Path, monkeypatch: Patch, quick: None) -> None:
