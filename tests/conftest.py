@@ -20,6 +20,8 @@ def _one_thread():
 
 
 def pytest_collection_modifyitems(items):
+    # Deployed runs take longest and mostly wait, so they begin while there is other work to do.
+    items.sort(key=lambda item: "tests/deployment/" not in item.nodeid)
     if os.environ.get("FEDSIM_NIGHTLY"):
         return
     skip = pytest.mark.skip(reason="at length; set FEDSIM_NIGHTLY=1 to run it")

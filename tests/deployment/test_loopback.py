@@ -25,12 +25,12 @@ from fedsim.simulation import Simulation
 pytestmark = pytest.mark.slow
 
 NODES = 3
-SMALL = ["rounds=3", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]
+SMALL = ["rounds=2", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]
 STRATEGIES = {
     "fedavg": ["strategy=fedavg", "participation=full"],
     "fedau": ["strategy=fedau", "participation=bernoulli", "participation.rate=0.7", "seed=3"],
     "fedadam": ["strategy=fedadam", "participation=full", "partition.holdout=0.2"],
-    "diff2": ["strategy=diff2", "strategy.restart=2", "participation=full"],
+    "diff2": ["strategy=diff2", "strategy.restart=2", "participation=full", "rounds=3"],
 }
 
 
@@ -47,7 +47,7 @@ def weights(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_three_rounds_end_with_the_same_weights(
+def test_rounds_end_with_the_same_weights(
     deployment: LocalDeployment, strategy: str, tmp_path: Path
 ) -> None:
     words = [*SMALL, *STRATEGIES[strategy], f"output.root={tmp_path}"]
@@ -58,7 +58,7 @@ def test_three_rounds_end_with_the_same_weights(
     folder = RunFolder.create(config)
     started = time.monotonic()
     Sitting(config=config, folder=str(folder.path)).on(deployment.superlink, JsonLines())
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 240
     assert weights(folder.path) == weights(local.folder.path)
     for told, report in zip(folder.rounds(), reports, strict=True):
         assert told["admitted"] == report.admitted
