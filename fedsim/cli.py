@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fedsim.commands import options
 from fedsim.commands.auditing import audit
 from fedsim.commands.deploying import deploy
 from fedsim.commands.listing import list_
@@ -24,9 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, resume, sweep, plan, audit, deploy):
-    app.command()(command)
-app.command("list")(list_)
+# Each by itself: a loop over them would lose their types.
+app.command(context_settings=options.LOOSE)(run)
+app.command()(resume)
+app.command(context_settings=options.LOOSE)(sweep)
+app.command(context_settings=options.LOOSE)(plan)
+app.command(context_settings=options.LOOSE)(audit)
+app.command(context_settings=options.LOOSE)(deploy)
+app.command("list", context_settings=options.LOOSE)(list_)
 app.command()(report)
 
 

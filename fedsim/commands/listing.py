@@ -61,8 +61,6 @@ def list_(
 
 
 def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    from fedsim.errors import did_you_mean
-
     everything = ["scenarios", *known]
     plural = {"strategies": "strategy", "models": "model", "engines": "engine"}
     plural |= {"partitions": "partition", "clients": "client", "topologies": "topology"}
@@ -70,8 +68,17 @@ def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     chosen = [plural.get(word, word) for word in words or everything]
     for word in chosen:
         if word not in everything:
-            raise ConfigError(
-                f"there is no group {word!r}{did_you_mean(word, everything)}; "
-                f"groups: {', '.join(everything)}"
-            )
+            raise ConfigError(f"there is no group {word!r}{_meant(word, everything)}")
     return chosen
+
+
+def _meant(word: str, groups: Sequence[str]) -> str:
+    from fedsim import catalog
+    from fedsim.errors import did_you_mean
+
+    for group in ("strategy", *groups):
+        if word in {entry.name for entry in catalog.entries(group)}:
+            return f"; it is a {group}: fedsim list scenario=quickstart {group}={word} --keys"
+    if word in {entry.name for entry in catalog.scenarios()}:
+        return f"; it is a scenario: fedsim list scenario={word} --keys"
+    return did_you_mean(word, groups) or f"; groups: {', '.join(groups)}"

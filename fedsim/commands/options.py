@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
+import click
 import typer
 
-from fedsim.errors import ConfigError, FedsimError
+from fedsim import catalog
+from fedsim.errors import ConfigError, FedsimError, did_you_mean
 
 Overrides = Annotated[
     list[str] | None,
@@ -21,20 +23,55 @@ Overrides = Annotated[
         metavar="scenario=NAME [KEY=VALUE]...",
     ),
 ]
+LOOSE = {"ignore_unknown_options": True}
+"""For commands that take overrides: `--rounds 3` is then answered by `scenario`, in our words."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def scenario(words: Sequence[str] | None) -> tuple[str, list[str]]:
-    """Split `scenario=NAME` from the overrides."""
+    """Split `scenario=NAME` from the overrides.
+
+    Raises:
+        ConfigError: It is not there once, or a word is none that a command takes.
+    """
+    check_words(words or [])
     named = [word for word in words or [] if word.startswith("scenario=")]
     if len(named) != 1:
-        got = " ".join(words or []) or "nothing"
         raise ConfigError(
-            f"one scenario=NAME is needed, got: {got}; e.g. scenario=quickstart "
-            "(fedsim list scenarios shows them all)"
+            f"one scenario=NAME is needed, got: {' '.join(words or []) or 'nothing'}; "
+            f"e.g. scenario={_meant(words or [])} (fedsim list scenarios shows them all)"
         )
     return named[0].removeprefix("scenario="), [word for word in words or [] if word not in named]
+
+
+def _meant(words: Sequence[str]) -> str:
+    names = {entry.name for entry in catalog.scenarios()}
+    return next((word for word in words if word in names), "quickstart")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what is written like no override, before its grammar is asked.
+
+    Raises:
+        ConfigError: Says how it is written.
+    """
+    if "=" in words:
+        at = list(words).index("=")
+        ends = [*words[max(0, at - 1) : at], "=", *words[at + 1 : at + 2]]
+        raise ConfigError(f"{' '.join(ends)!r}: write {''.join(ends)!r}, without spaces")
+    for word in words:
+        if not word.startswith("-") or len(word) == 1:
+            continue
+        context = click.get_current_context(silent=True)
+        known = [name for p in context.command.params for name in p.opts] if context else []
+        bare = word.lstrip("-")
+        hint = did_you_mean(word, [name for name in known if name.startswith("--")]) or (
+            "; keys of a scenario are set without dashes, as in "
+            f"{bare if '=' in bare else f'{bare}=VALUE'}"
+        )
+        raise ConfigError(f"there is no option {word!r}{hint}")
 
 
 def refuse_idle(idle: Mapping[str, object]) -> None:
@@ -46,6 +83,11 @@ def refuse_idle(idle: Mapping[str, object]) -> None:
 
 
 def rounds(extend: str) -> int:
+    """Read `rounds=N`, as `--extend` takes it.
+
+    Raises:
+        ConfigError: It is not that.
+    """
     key, _, value = extend.partition("=")
     if key != "rounds" or not value.isascii() or not value.isdigit() or not 0 < int(value) < 2**32:
         raise ConfigError(f"--extend {extend}: expected a number of rounds, as in rounds=100")

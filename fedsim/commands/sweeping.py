@@ -52,6 +52,8 @@ def sweep(
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         from fedsim.sweep import front
 
+        options.check_words(words or [])
+
         chosen = front.Choice(jobs=jobs, ray=ray, name=name, fresh=fresh, as_json=as_json)
         if code := front.sweep(words or [], resume, chosen):
             raise typer.Exit(code)
