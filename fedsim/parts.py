@@ -176,4 +176,6 @@ def describe(annotation: Any) -> str:
         return "a mapping"
     if annotation in (None, type(None)):
         return "null"
+    if annotation is bool:
+        return "true or false"
     return getattr(annotation, "__name__", str(annotation))

@@ -423,6 +423,7 @@ def _about(group: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if str(error).startswith(group):
+        # What names a choice, as in "audit=canaries: ...", knows its own place.
+        if str(error).startswith(group) or "=" in str(error).partition(":")[0]:
             raise
         raise type(error)(f"{group}.{error}") from error

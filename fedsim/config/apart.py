@@ -42,8 +42,8 @@ def build_apart(
     known = {entry.name: entry.path for entry in catalog.entries(group)}
     if not OPTION.fullmatch(name) or name not in known:
         raise ConfigError(
-            f"{group}={name[:100]}: there is no such part{did_you_mean(name, known)}; "
-            f"fedsim list {group} shows those that are"
+            f"{group}={name[:100]}: there is no such part{did_you_mean(name, known)} "
+            f"(fedsim list {group} shows those that are)"
         )
     values = parse_yaml(known[name].read_text(encoding="utf-8"), f"{group}/{name}.yaml")
     _, changes = parse([word for word in words if not word.startswith(f"{group}=")])

@@ -7,7 +7,6 @@ is resolved and each value is checked; what nothing reads is refused, not ignore
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -24,6 +23,7 @@ from fedsim.config import sources, specs
 from fedsim.config.interpolation import resolve
 from fedsim.config.overrides import Change, apply, parse
 from fedsim.config.settings import SECTIONS, Scenario, plugins_of
+from fedsim.config.suggest import suggest
 from fedsim.config.targets import KeyedError, UnknownKeyError, fields_of, instantiate, locate
 from fedsim.errors import ConfigError
 
@@ -266,35 +266,10 @@ def _unknown(error: UnknownKeyError, tree: Mapping[Any, Any], where: Where) -> s
         home = where(f"{error.parent}._target_") if error.parent in GROUPS else place
         other = f", but the part is from {home}" if home not in (None, place) else ""
         text += f" (set in {place}{other})"
-    near = _nearest(error, tree)
-    if near is not None:
-        return f"{text}; did you mean '{near}'? ({where(near) or error.owner})"
+    near, hint = suggest(error, tree)
+    if near:
+        meant = " or ".join(f"'{path}'" for path in near)
+        return f"{text}; did you mean {meant}? ({where(near[0]) or error.owner})"
+    if hint:
+        return f"{text}; {hint}"
     return f"{text}; keys of {error.owner}: {', '.join(error.known) or 'none'}"
-
-
-def _nearest(error: UnknownKeyError, tree: Mapping[Any, Any]) -> str | None:
-    """Return the path of the same word elsewhere, a like word here, or a like word elsewhere."""
-    elsewhere = {path.rpartition(".")[2]: path for path in reversed(_paths(tree))}
-    same = elsewhere.get(error.word)
-    if same is not None and same != error.path:
-        return same
-    for known, paths in (
-        (error.known, {k: f"{error.parent}.{k}" if error.parent else k for k in error.known}),
-        (tuple(elsewhere), elsewhere),
-    ):
-        near = difflib.get_close_matches(error.word, known, n=1, cutoff=0.6)
-        if near and paths[near[0]] != error.path:
-            return paths[near[0]]
-    return None
-
-
-def _paths(tree: Mapping[Any, Any]) -> list[str]:
-    """Return the paths of all keys of sections and parts, as far as they can be told."""
-    found = [f"{name}.{key}" for name in SECTIONS for key in fields_of(SECTIONS[name])]
-    for group in GROUPS:
-        try:
-            target = locate(tree[group]["_target_"], plugins_of(tree))
-        except (ConfigError, LookupError, TypeError):
-            continue
-        found += [f"{group}.{key}" for key in fields_of(target)]
-    return found

@@ -72,9 +72,10 @@ def parse(overrides: Sequence[str]) -> tuple[dict[str, str], list[Change]]:
 def _parse(parser: OverridesParser, text: str) -> Override:
     parsed = read(parser, text)
     if parsed.is_sweep_override():
+        a_list = "" if parsed.key_or_group in GROUPS else f" a list is {parsed.key_or_group}=[a,b],"
         raise ConfigError(
-            f"{text!r} asks for several runs; give one value per run, or write a list as "
-            f"{parsed.key_or_group}=[a,b]; fedsim sweep takes several values"
+            f"{text!r} asks for several runs; fedsim sweep takes several values, fedsim run one;"
+            f"{a_list} a decimal has a point, as in 0.1"
         )
     return parsed
 
@@ -85,6 +86,8 @@ def read(parser: OverridesParser, text: str) -> Override:
     Raises:
         ConfigError: It is not in Hydra's grammar, or its key is not written with dots alone.
     """
+    if re.fullmatch(r"[A-Za-z_][\w.]*", text):
+        raise ConfigError(f"{text!r} has no value; write {text}=VALUE")
     try:
         parsed = parser.parse_override(text)
     # ValueError: an integer of more digits than Python reads; RecursionError: too many brackets.

@@ -76,14 +76,25 @@ def find(scenario: str, root: Path | None = None) -> Source:
     else:
         file, folders = root / f"{scenario}.yaml", (root,)
         if not OPTION.fullmatch(scenario.replace("-", "_")) or not file.is_file():
-            names = [entry.name for entry in catalog.scenarios(root)]
-            near = did_you_mean(scenario, names) or f"; there are: {', '.join(names) or 'none'}"
-            raise ConfigError(f"no scenario {scenario!r}{near} (or give the path of a .yaml file)")
+            raise ConfigError(_no_scenario(scenario, root))
     content = _read(file)
     defaults = content.get("defaults")
     if isinstance(defaults, list) and "_self_" in defaults[:-1]:
         raise ConfigError(f"{file}: '_self_' must be the last of the defaults, or they override it")
     return Source(file=file, folders=folders, keys=frozenset(map(str, content)))
+
+
+def _no_scenario(scenario: str, root: Path) -> str:
+    """Say what was probably meant: a scenario's name, or the beginning of one, or a part's name."""
+    names = [entry.name for entry in catalog.scenarios(root)]
+    longer = [name for name in names if scenario and name.startswith(f"{scenario}_")]
+    for group in ("strategy", *catalog.GROUPS):
+        if scenario in {entry.name for entry in catalog.entries(group, root)}:
+            near = f"; it is a {group}: scenario=NAME {group}={scenario}"
+            near += f", or scenario={' or '.join(longer)}" if longer else ""
+            return f"no scenario {scenario!r}{near}"
+    near = did_you_mean(scenario, names) or f"; there are: {', '.join(longer or names) or 'none'}"
+    return f"no scenario {scenario!r}{near} (or give the path of a .yaml file)"
 
 
 def _resolve(scenario: str) -> Path:
@@ -94,7 +105,9 @@ def _resolve(scenario: str) -> Path:
         raise ConfigError(f"scenario {scenario[:200]!r}: {error}") from error
     if not exists:
         kind = "is a folder, not a file" if folder else "does not exist"
-        raise ConfigError(f"scenario {scenario!r} {kind}; give the path of a .yaml file")
+        ours = file.stem in {entry.name for entry in catalog.scenarios()}
+        hint = f"ours is scenario={file.stem}" if ours else "give the path of a .yaml file"
+        raise ConfigError(f"scenario {scenario!r} {kind}; {hint}")
     if file.suffix != ".yaml":
         raise ConfigError(f"scenario {scenario!r}: the file's name must end in .yaml")
     return file
@@ -244,9 +257,9 @@ def _hydra(folder: Path) -> Iterator[None]:
 
 
 def _no_option(group: str, option: str, known: Sequence[str]) -> str:
-    near = did_you_mean(option, known)
-    names = ", ".join(known) or "none"
-    return f"no {group} called {option!r}{near or ';'} available: {names}"
+    if near := did_you_mean(option, known):
+        return f"no {group} called {option!r}{near} (fedsim list {group} shows all)"
+    return f"no {group} called {option!r}; available: {', '.join(known) or 'none'}"
 
 
 def _brief(error: Exception) -> str:

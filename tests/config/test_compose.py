@@ -150,12 +150,12 @@ EXACT = {
     (
         "base",
         "strategy=fedporx",
-    ): "no strategy called 'fedporx'; did you mean 'fedprox'? available: fedavg, fedprox",
+    ): "no strategy called 'fedporx'; did you mean 'fedprox'? (fedsim list strategy shows all)",
     (
         "base",
         "rounds=1,2",
-    ): "'rounds=1,2' asks for several runs; give one value per run, "
-    "or write a list as rounds=[a,b]; fedsim sweep takes several values",
+    ): "'rounds=1,2' asks for several runs; fedsim sweep takes several values, fedsim run "
+    "one; a list is rounds=[a,b], a decimal has a point, as in 0.1",
     (
         "base",
         "seed=${sed}",

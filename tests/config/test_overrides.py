@@ -69,11 +69,16 @@ def test_values_are_those_of_hydras_grammar(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "=[", "a=[", "a='b", "a={b}c", "a=f(x)", "a b=1", "a==[", "@"]
+    "text", ["", "=[", "a=[", "a='b", "a={b}c", "a=f(x)", "a b=1", "a==[", "@"]
 )
 def test_what_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="cannot read override"):
         parse([text])
+
+
+def test_a_word_without_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'a.b' has no value; write a.b=VALUE"):
+        parse(["a.b"])
 
 
 @pytest.mark.parametrize("text", ["a=" + "9" * 5000, "a=" + "[" * 1500, "a=" + "x" * 10])

@@ -1,0 +1,84 @@
+"""`fedsim list`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from fedsim.commands import options
+from fedsim.errors import ConfigError
+
+
+def list_(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A group (scenarios, strategy, data, ...); or scenario=NAME with --keys.",
+            metavar="[GROUP]",
+        ),
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="With scenario=NAME: every key, its type and range.")
+    ] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """List scenarios and the parts that they are composed of."""
+    with options.errors(debug):
+        from fedsim import catalog
+
+        if keys or any("=" in word for word in words or []):
+            from fedsim.config import compose
+            from fedsim.config.keys import keys as keys_of
+
+            scenario, rest = options.scenario(words)
+            rows = keys_of(compose(scenario, rest))
+            if as_json:
+                typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], default=str))
+                return
+            width = max(len(row.path) for row in rows)
+            for row in rows:
+                typer.echo(f"{row.path:<{width}}  {row.value!r:<14}  {row.type}")
+            return
+        groups = _groups(words, (*catalog.groups(), *catalog.APART))
+        found = {
+            group: catalog.scenarios() if group == "scenarios" else catalog.entries(group)
+            for group in groups
+        }
+        if as_json:
+            listed = {g: {e.name: e.summary for e in found[g]} for g in groups}
+            typer.echo(json.dumps(listed))
+            return
+        for group, entries in found.items():
+            typer.echo(f"{group}:")
+            width = max((len(entry.name) for entry in entries), default=0)
+            for entry in entries:
+                typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+
+
+def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    everything = ["scenarios", *known]
+    plural = {"strategies": "strategy", "models": "model", "engines": "engine"}
+    plural |= {"partitions": "partition", "clients": "client", "topologies": "topology"}
+    plural |= {"attacks": "attack", "audits": "audit"}
+    chosen = [plural.get(word, word) for word in words or everything]
+    for word in chosen:
+        if word not in everything:
+            raise ConfigError(f"there is no group {word!r}{_meant(word, everything)}")
+    return chosen
+
+
+def _meant(word: str, groups: Sequence[str]) -> str:
+    from fedsim import catalog
+    from fedsim.errors import did_you_mean
+
+    for group in ("strategy", *groups):
+        if word in {entry.name for entry in catalog.entries(group)}:
+            return f"; it is a {group}: fedsim list scenario=quickstart {group}={word} --keys"
+    if word in {entry.name for entry in catalog.scenarios()}:
+        return f"; it is a scenario: fedsim list scenario={word} --keys"
+    return did_you_mean(word, groups) or f"; groups: {', '.join(groups)}"

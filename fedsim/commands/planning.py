@@ -1,0 +1,38 @@
+"""`fedsim plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import closing
+
+import typer
+
+from fedsim.commands import options
+
+
+def plan(
+    overrides: options.Overrides = None, as_json: options.Json = False, debug: options.Debug = False
+) -> None:
+    """Say what a scenario would cost before it is run: messages, bytes, time."""
+    with options.errors(debug):
+        from fedsim.config import compose
+        from fedsim.plan import plan as make_plan
+        from fedsim.simulation import Simulation
+
+        scenario, rest = options.scenario(overrides)
+        with closing(Simulation(compose(scenario, rest))) as simulation:
+            cost = make_plan(simulation)
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(cost)))
+            return
+        typer.echo(
+            f"clients      {cost.num_clients:,}, {cost.clients_per_round:,.1f} a round, "
+            f"{cost.rounds:,} rounds\n"
+            f"model        {cost.parameters:,} parameters, {cost.model_bytes / 1e6:,.3f} MB\n"
+            f"messages     {cost.messages:,}, {cost.megabytes:,.1f} MB over all rounds\n"
+            f"engine       {cost.engine}\n"
+            f"time         about {cost.total_seconds:,.1f} s on this device "
+            f"({1000 * cost.round_seconds:,.1f} ms per training round, measured)\n"
+            f"privacy      {cost.privacy}"
+        )

@@ -1,0 +1,59 @@
+"""`fedsim sweep`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsim.commands import options
+
+
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="scenario=<names>, then overrides in Hydra's grammar, of which some have several "
+            "values: privacy.epsilon=0.5,1,2 'seed=range(0,5)' 'strategy=glob(fed*)'. The word "
+            "'and' stands between grids.",
+            metavar="scenario=NAME[,NAME]... [KEY=VALUE[,VALUE]...]... [and ...]",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Runs at once; by default, one per core."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster (extra: ray)."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="SWEEP", help="Go on with a sweep, from its folder."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Of the sweep's folder; by default, the scenario's."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run points again that an earlier sweep has run.")
+    ] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Run a scenario over a grid of values, several runs at once, and compare them.
+
+    Typed again, the command goes on where it stopped; points that have been run are left alone.
+    """
+    with options.errors(debug):
+        # One core for each point; libraries read this once, when they are loaded.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        from fedsim.sweep import front
+
+        options.check_words(words or [])
+
+        chosen = front.Choice(jobs=jobs, ray=ray, name=name, fresh=fresh, as_json=as_json)
+        if code := front.sweep(words or [], resume, chosen):
+            raise typer.Exit(code)
