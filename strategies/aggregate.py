@@ -58,68 +58,81 @@ class BagLoss(ClientHalf):
     def sample_losses(self, task: Task, outputs: Tensor, y: Tensor) -> Tensor:
         if not in_bags(outputs, y):
             return super().sample_losses(task, outputs, y)
-        mean_BC, size_B = y[:, :-1], y[:, -1]
-        true_Bk = places(outputs, size_B)
+        mean_BC, share_Bk1 = y[:, :-1], shares(outputs, y)
         if task == "regression":
-            return self._squared(outputs, mean_BC, size_B, true_Bk)
-        return self._entropy(F.log_softmax(outputs, -1), on_simplex(mean_BC), size_B, true_Bk)
+            return self._squared(outputs, mean_BC, share_Bk1)
+        return self._entropy(F.log_softmax(outputs, -1), on_simplex(mean_BC), share_Bk1)
 
     @property
     def gap(self) -> float:
         """The weight of L_ins − L_bag."""
         return {"instance": 1.0, "interpolating": self.rho}.get(self.kind, 0.0)
 
-    def _squared(self, z_BkC: Tensor, mean_BC: Tensor, size_B: Tensor, true_Bk: Tensor) -> Tensor:
+    def _squared(self, z_BkC: Tensor, mean_BC: Tensor, share_Bk1: Tensor) -> Tensor:
         if self.kind == "dllp":
             raise no_classes("dllp")
-        center_BC = bag_mean(z_BkC, size_B, true_Bk)
+        center_BC = (z_BkC * share_Bk1).sum(1)
         loss_BC = (mean_BC - center_BC).square()
         if self.gap:
             spread_BkC = (z_BkC - center_BC.unsqueeze(1)).square()
-            loss_BC = loss_BC + self.gap * bag_mean(spread_BkC, size_B, true_Bk)
+            loss_BC = torch.add(loss_BC, (spread_BkC * share_Bk1).sum(1), alpha=self.gap)
         return loss_BC.mean(1)
 
-    def _entropy(
-        self, log_p_BkC: Tensor, mean_BC: Tensor, size_B: Tensor, true_Bk: Tensor
-    ) -> Tensor:
-        terms_BC = torch.zeros_like(mean_BC)
-        if self.gap != 1:
-            hidden = log_p_BkC.masked_fill(~true_Bk.unsqueeze(2), -torch.inf)
-            log_mean_BC = torch.logsumexp(hidden, 1) - size_B.log().unsqueeze(1)
-            terms_BC = terms_BC + (1 - self.gap) * log_mean_BC
+    def _entropy(self, log_p_BkC: Tensor, mean_BC: Tensor, share_Bk1: Tensor) -> Tensor:
+        loss_B = log_p_BkC.new_zeros(len(mean_BC))
+        if self.gap != 1:  # the log of a share is −inf in padding
+            log_mean_BC = torch.logsumexp(log_p_BkC + share_Bk1.log(), 1)
+            loss_B = (mean_BC * (self.gap - 1) * log_mean_BC).sum(1)
         if self.gap:
-            terms_BC = terms_BC + self.gap * bag_mean(log_p_BkC, size_B, true_Bk)
-        return -(mean_BC * terms_BC).sum(1)
+            weight_BkC = mean_BC.unsqueeze(1) * (-self.gap * share_Bk1)
+            loss_B = loss_B + (weight_BkC * log_p_BkC).sum((1, 2))
+        return loss_B
 
 
 @dataclass(frozen=True)
 class EasyLLP(ClientHalf):
-    """Weighted labels; a criterion of the whole batch, from which the prior may come."""
+    """Weighted labels, with a known prior."""
 
     takes_bags = True
+
+    prior: tuple[float, ...]
+
+    def sample_losses(self, task: Task, outputs: Tensor, y: Tensor) -> Tensor:
+        if not in_bags(outputs, y):
+            return super().sample_losses(task, outputs, y)
+        if task == "regression":
+            raise no_classes("easyllp")
+        weight_BkC = self.weights(y[:, :-1], y[:, -1:]).unsqueeze(1) * shares(outputs, y)
+        return -(weight_BkC * F.log_softmax(outputs, -1)).sum((1, 2))
+
+    def weights(self, mean_BC: Tensor, size_B1: Tensor) -> Tensor:
+        """Return w, `[B, C]`: s ȳ + (1 − s) p."""
+        count_BC = size_B1 * mean_BC
+        return torch.addcmul(count_BC, self.priors(count_BC, size_B1), 1 - size_B1)
+
+    def priors(self, count_BC: Tensor, size_B1: Tensor) -> Tensor:
+        """Return p of each bag, `[B, C]`, or of all of them, `[C]`."""
+        if len(self.prior) != count_BC.shape[1]:
+            raise ConfigError(
+                f"prior: {list(self.prior)} is not of this data set's {count_BC.shape[1]} classes; "
+                "give one number for each, or null"
+            )
+        return count_BC.new_tensor(self.prior)
+
+
+@dataclass(frozen=True)
+class EasyLLPOfOthers(EasyLLP):
+    """The same with the prior from the other bags of a batch, so that its losses hang together."""
 
     prior: tuple[float, ...] = ()
 
     def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
-        if not in_bags(outputs, batch.y):
-            return super().criterion(outputs, batch, context)
-        if context.task == "regression":
-            raise no_classes("easyllp")
-        mean_BC, size_B = batch.y[:, :-1], batch.y[:, -1]
-        log_p_BC = bag_mean(F.log_softmax(outputs, -1), size_B, places(outputs, size_B))
-        return -(self.weights(mean_BC, size_B) * log_p_BC).sum(1).mean()
+        return self.sample_losses(context.task, outputs, batch.y).mean()
 
-    def weights(self, mean_BC: Tensor, size_B: Tensor) -> Tensor:
-        """Return w, `[B, C]`."""
-        size_B1 = size_B.unsqueeze(1)
-        if self.prior:
-            p_BC = mean_BC.new_tensor(self.prior)
-        elif len(mean_BC) == 1:
-            p_BC = mean_BC
-        else:
-            count_BC = size_B1 * mean_BC
-            p_BC = (count_BC.sum(0) - count_BC) / (size_B1.sum(0) - size_B1)
-        return size_B1 * (mean_BC - p_BC) + p_BC
+    def priors(self, count_BC: Tensor, size_B1: Tensor) -> Tensor:
+        if len(count_BC) == 1:
+            return count_BC / size_B1
+        return (count_BC.sum(0) - count_BC) / (size_B1.sum(0) - size_B1)
 
 
 def in_bags(outputs: Tensor, y: Tensor) -> bool:
@@ -127,9 +140,11 @@ def in_bags(outputs: Tensor, y: Tensor) -> bool:
     return outputs.dim() == 3 and y.is_floating_point() and y.dim() == 2
 
 
-def places(outputs: Tensor, size_B: Tensor) -> Tensor:
-    """Return which places of each bag are true, `[B, k]`."""
-    return torch.arange(outputs.shape[1], device=outputs.device) < size_B.unsqueeze(1)
+def shares(outputs: Tensor, y: Tensor) -> Tensor:
+    """Return what each place counts in its bag's mean: 1/s, or 0 in padding; `[B, k, 1]`."""
+    size_B1 = y[:, -1:]
+    true_Bk = torch.arange(outputs.shape[1], device=y.device) < size_B1
+    return (true_Bk / size_B1).unsqueeze(2)
 
 
 def no_classes(kind: str) -> ConfigError:
@@ -138,11 +153,6 @@ def no_classes(kind: str) -> ConfigError:
         f"loss: {kind} is for class proportions, and this data set's responses are numbers; use "
         "strategy.loss=interpolating"
     )
-
-
-def bag_mean(values_BkC: Tensor, size_B: Tensor, true_Bk: Tensor) -> Tensor:
-    """Return the mean over each bag's true places, `[B, C]`."""
-    return (values_BkC * true_Bk.unsqueeze(2)).sum(1) / size_B.unsqueeze(1)
 
 
 def on_simplex(mean_BC: Tensor) -> Tensor:
@@ -189,7 +199,7 @@ class Aggregate(FedsimStrategy):
     @property
     def client_half(self) -> ClientHalf:
         if self.loss == "easyllp":
-            return EasyLLP(tuple(self.prior or ()))
+            return EasyLLP(tuple(self.prior)) if self.prior else EasyLLPOfOthers()
         return BagLoss(self.loss, self.rho)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:

@@ -235,9 +235,13 @@ class RuleStep(CohortStep):
             context = self.context(arrays, steps)
             return self.runtime.half.criterion(z, Batch(x=xb, y=yb), context)
 
-        for length, index in length_groups(lengths, y.device):
+        groups = length_groups(lengths, y.device)
+        for length, index in groups:
             z, xb, yb = (t[index, :length] for t in (outputs_AB, x, y))
-            losses_A[index] = torch.vmap(one)(z, xb, yb, *self.own(index))
+            own_A: Tensor = torch.vmap(one)(z, xb, yb, *self.own(index))
+            if len(groups) == 1:  # all of them: an assignment would be differentiated, too
+                return own_A
+            losses_A[index] = own_A
         return losses_A
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from fedsim.client import Batch
 from fedsim.config import compose
 from fedsim.errors import ConfigError
 from fedsim.simulation import Simulation
-from strategies.aggregate import Aggregate, BagLoss, EasyLLP, on_simplex
+from strategies.aggregate import Aggregate, EasyLLP, EasyLLPOfOthers, on_simplex
 from strategies.fedavg import FedAvg
 from tests.helpers import distance, flat
 
@@ -36,8 +36,8 @@ def batch(task, seed=0):
     return z, Batch(x=torch.zeros(0), y=torch.cat([mean, sizes], 1))
 
 
-def value(kind, task, z, b, rho=0.3, prior=()):
-    half = EasyLLP(prior) if kind == "easyllp" else BagLoss(kind, rho)
+def value(kind, task, z, b, rho=0.3, prior=None):
+    half = Aggregate(loss=kind, rho=rho, prior=prior).client_half
     return half.criterion(z, b, Context(task))
 
 
@@ -79,7 +79,7 @@ def test_easyllp_is_its_definition():
     for (zs, m), size in zip(bags(z, b), SIZES, strict=True):
         weight = size * (m - prior) + prior
         total -= float((weight * zs.log_softmax(1)).sum(1).mean())
-    found = float(value("easyllp", "classification", z, b, prior=tuple(prior.tolist())))
+    found = float(value("easyllp", "classification", z, b, prior=prior.tolist()))
     assert found == pytest.approx(total / len(SIZES), rel=1e-12)
 
 
@@ -119,8 +119,8 @@ def test_easyllp_weights_have_the_mean_of_the_labels(known):
     g, size, per_batch, batches, p = torch.Generator().manual_seed(1), 8, 5, 8000, 0.3
     y = (torch.rand(batches, per_batch, size, generator=g, dtype=torch.float64) < p).double()
     share = y.mean(2)
-    half = EasyLLP((1 - p, p) if known else ())
-    sizes = torch.full((per_batch,), float(size), dtype=torch.float64)
+    half = EasyLLP((1 - p, p)) if known else EasyLLPOfOthers()
+    sizes = torch.full((per_batch, 1), float(size), dtype=torch.float64)
     w = torch.vmap(lambda s: half.weights(torch.stack([1 - s, s], 1), sizes))(share)[..., 1]
     for label in (0, 1):
         of = (y == label).double()
@@ -207,3 +207,6 @@ def test_what_is_refused():
     for kind in ("dllp", "easyllp"):
         with pytest.raises(ConfigError, match="class proportions"):
             value(kind, "regression", z, b)
+    z, b = batch("classification")
+    with pytest.raises(ConfigError, match="this data set's 3 classes"):
+        value("easyllp", "classification", z, b, prior=[0.5, 0.5])
