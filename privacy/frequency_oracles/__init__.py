@@ -1,0 +1,35 @@
+"""Frequency oracles under local differential privacy: one file each, `choose` to get one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from privacy.frequency_oracles.base import OUT, Oracle, worst_ratio
+from privacy.frequency_oracles.coins import Coins
+from privacy.frequency_oracles.hadamard import Hadamard
+from privacy.frequency_oracles.krr import KRR
+from privacy.frequency_oracles.olh import OLH
+from privacy.frequency_oracles.subset import Subset
+from privacy.frequency_oracles.unary import OUE, SUE
+
+__all__ = ["ORACLES", "OUT", "Coins", "Oracle", "OracleName", "choose", "worst_ratio"]
+
+ORACLES: dict[str, type[Oracle]] = {
+    oracle.name: oracle for oracle in (KRR, OUE, Subset, Hadamard, OLH, SUE)
+}
+
+OracleName = Literal["auto", "krr", "oue", "subset", "hadamard", "olh", "sue"]
+
+
+def choose(name: OracleName, epsilon: float, candidates: np.ndarray) -> Oracle:
+    """Return an oracle; `auto`: that of least variance for rare candidates, the first of equals.
+
+    A function of public things alone.
+    """
+    if name != "auto":
+        return ORACLES[name](epsilon, candidates)
+    made = [oracle(epsilon, candidates) for oracle in ORACLES.values()]
+    least = min(float(oracle.variance(1)) for oracle in made)
+    return next(o for o in made if float(o.variance(1)) <= least * (1 + 1e-12))
