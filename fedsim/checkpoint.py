@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedsim.errors import ResumeError
 from fedsim.files import sha256, sync_folder, write_durable
-from fedsim.records import Params
+from fedsim.records import Params, aligned
 from fedsim.strategy import State
 
 MODEL, STRATEGY, SCALARS, MANIFEST = (
@@ -121,6 +121,7 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
                 "last_round": checkpoint.last_round,
                 "metrics_bytes": checkpoint.metrics_bytes,
                 "strategy": scalars,
+                "order": list(checkpoint.state),  # safetensors have one of their own
             }
         ),
     }
@@ -151,11 +152,12 @@ def _decode(folder: Path) -> Checkpoint:
             raise _damaged(folder / name, "its content is not what was written")
     try:
         scalars = json.loads(files[SCALARS])
+        state = {**aligned(load_tensors(files[STRATEGY])), **scalars["strategy"]}
         return Checkpoint(
             server_round=int(scalars["server_round"]),
             last_round=int(scalars["last_round"]),
-            params=load_tensors(files[MODEL]),
-            state={**load_tensors(files[STRATEGY]), **scalars["strategy"]},
+            params=aligned(load_tensors(files[MODEL])),
+            state={name: state[name] for name in scalars["order"]},
             covers=manifest["covers"],
             metrics_bytes=int(scalars["metrics_bytes"]),
         )

@@ -41,6 +41,9 @@ ANSWER = "answer"
 QUERY = f"query.{ANSWER}"
 """The action, and the message type, of a question to a client; see `fedsim.query`."""
 
+ALIGNMENT = 64
+"""Bytes; where PyTorch's CPU tensors begin."""
+
 NUM_EXAMPLES = "num-examples"
 """The metric by which replies are weighted, as in Flower's own strategies."""
 
@@ -109,6 +112,19 @@ def to_tensors(record: Mapping[str, Array]) -> Params:
     return {
         name: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
         for name, array in record.items()
+    }
+
+
+def aligned(params: Params) -> Params:
+    """Return tensors that begin at multiples of `ALIGNMENT` bytes: copies of those that do not.
+
+    PyTorch's own do. What came as bytes, or is a slice of a longer vector, may begin elsewhere, and
+    MKL's dot and matrix-vector products round differently there: the same model would not give the
+    same bits after a resume, or on another engine.
+    """
+    return {
+        name: tensor if tensor.is_cuda or tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+        for name, tensor in params.items()
     }
 
 

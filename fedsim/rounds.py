@@ -33,6 +33,7 @@ from fedsim.records import (
     Chunk,
     Instructions,
     Params,
+    aligned,
     is_finite,
     to_record,
     to_tensors,
@@ -155,6 +156,7 @@ class RoundLoop:
         """
         if self.charge is not None:
             self.charge(0, np.arange(0))
+        params = aligned(params)
         if done == 0 and self.evaluation.central is not None:
             started = time.perf_counter()
             scores = self.evaluation.central(params)
@@ -322,7 +324,7 @@ class RoundLoop:
                     "replies; lower the learning rates (strategy, client), or use a strategy that "
                     "stands outliers, e.g. strategy=fedmedian"
                 )
-        return result
+        return aligned(result)
 
 
 def _sequence(messages: Iterable[Message]) -> Sequence[Message]:

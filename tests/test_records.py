@@ -12,6 +12,7 @@ from fedsim.records import (
     Instructions,
     TensorArray,
     UpdateSum,
+    aligned,
     decode,
     reply_content,
     stack,
@@ -349,3 +350,18 @@ def test_what_no_client_changed_stays_bit_equal():
     total = UpdateSum({"x": x})
     total.add({"x": x.expand(7, 50)}, np.random.default_rng(0).random(7))
     assert torch.equal(total.step(1 / total.weight)["x"], x)
+
+
+def test_what_begins_at_another_address_is_copied_and_gives_the_same_bits():
+    """MKL's dot products round by where their operands begin: those of 21 float32 do."""
+    values = torch.randn(21, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(50, 21, generator=torch.Generator().manual_seed(1))
+    for offset in range(4, 64, 4):
+        space = torch.empty(256, dtype=torch.uint8)
+        start = -space.data_ptr() % 64 + offset
+        elsewhere = space[start : start + 84].view(torch.float32).view(21, 1)
+        elsewhere.copy_(values)
+        found = aligned({"own": values, "elsewhere": elsewhere})
+        assert found["own"] is values
+        assert found["elsewhere"].data_ptr() % 64 == 0
+        assert torch.equal(x @ found["elsewhere"], x @ values)

@@ -23,7 +23,7 @@ from fedsim.models.dropout import KeyedDropout
 from fedsim.models.structure import state_of
 from fedsim.partition.base import Partition, train_sizes
 from fedsim.protection.base import Protection
-from fedsim.records import Params
+from fedsim.records import Params, aligned
 
 
 @dataclass(kw_only=True)
@@ -124,7 +124,9 @@ class ClientRuntime:
         device = self.dataset.train_x.device
         if self.half.queried:  # a question, whose names and dtypes are its own
             return {name: tensor.to(device) for name, tensor in params.items()}
-        return {name: tensor.to(device, self.dtypes[name]) for name, tensor in params.items()}
+        return aligned(
+            {name: tensor.to(device, self.dtypes[name]) for name, tensor in params.items()}
+        )
 
     def apply(self, params: Params, x: Tensor) -> Tensor:
         """Return the model's outputs on `x [B, ...]` under `params`."""
