@@ -56,6 +56,7 @@ class Cohort:
         arrays: Their own `client-arrays`, name -> `[K, ...]`.
         told: The configuration that came with the model.
         server_round: 1, 2, ...
+        clients: Who they are, `[K]`.
         counts: Their numbers of samples, int64 `[K]`.
     """
 
@@ -71,7 +72,7 @@ class Cohort:
     ) -> None:
         self._runtime = runtime
         self.start, self.arrays, self.told = params, client_arrays, told
-        self.server_round = server_round
+        self.server_round, self.clients = server_round, clients
         self._pool = runtime.pool(clients.tolist())
         self.counts = np.array([len(rows) for rows in self._pool.rows], np.int64)
 
@@ -83,15 +84,25 @@ class Cohort:
         """Names of the tensors that are trained."""
         return self._runtime.trainable
 
-    def pieces(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield all clients' samples, and whose each is: int64 `[B]`, rows of the cohort."""
-        rows = np.concatenate(self._pool.rows)
-        owner = np.repeat(np.arange(len(self)), self.counts)
+    def rows(self, k: int) -> np.ndarray:
+        """Return the samples of client k of the cohort, as `batches` takes them."""
+        return self._pool.rows[k]
+
+    def batches(self, rows_B: np.ndarray) -> Iterator[Batch]:
+        """Yield some samples, as many at a time as fit."""
         size = sum(self.start[name].nbytes for name in self.trainable)
         step = max(1, min(PIECE, MEMORY // max(1, size)))
-        for first in range(0, len(rows), step):
-            x, y = self._pool.take(rows[first : first + step])
-            yield Batch(x=x, y=y), torch.from_numpy(owner[first : first + step]).to(x.device)
+        for first in range(0, len(rows_B), step):
+            x, y = self._pool.take(rows_B[first : first + step])
+            yield Batch(x=x, y=y)
+
+    def pieces(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield all clients' samples, and whose each is: int64 `[B]`, rows of the cohort."""
+        owner, first = np.repeat(np.arange(len(self)), self.counts), 0
+        for batch in self.batches(np.concatenate(self._pool.rows)):
+            whose = owner[first : first + len(batch.y)]
+            yield batch, torch.from_numpy(whose).to(batch.x.device)
+            first += len(batch.y)
 
     def gradients(self, params: Params, batch: Batch) -> tuple[Params, Tensor]:
         """Return each sample's gradient of the half's loss, `[B, ...]`, and its loss, `[B]`.
