@@ -46,9 +46,9 @@ from fedsim.participation.sampling import Unsampled
 from fedsim.parts import Range
 from fedsim.records import Instructions, Params, Replies, moved, to_tensors
 from fedsim.strategy import Round, State
-from privacy.diff2 import CLIP_NORM, CLIPPED, ClippedSums
+from privacy.clipped_strategy import CLIP_NORM, CLIPPED, RESTART, ClippedSums
 
-PREVIOUS, ESTIMATE, RESTART = "previous/", "estimate/", "restart"
+PREVIOUS, ESTIMATE = "previous/", "estimate/"
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,9 @@ class Differences(ClientHalf):
             if before:
                 others, _ = cohort.gradients(before, batch)
                 vectors = {name: vector - others[name] for name, vector in vectors.items()}
-            factor_B, norms_B = clip_factors(vectors, clip_norm)
-            for name, vector in vectors.items():
-                column = factor_B.to(vector.dtype).view(-1, *[1] * (vector.dim() - 1))
-                # A gradient that is not finite must not be told from others: it counts as zero.
-                bounded = torch.where(column > 0, vector * column, 0)
-                sums[name].index_add_(0, owner_B, bounded)
+            bounded, norms_B = clipped(vectors, clip_norm)
+            for name, vector in bounded.items():
+                sums[name].index_add_(0, owner_B, vector)
             loss_K.index_add_(0, owner_B, losses_B.double())
             clipped_K.index_add_(0, owner_B, (norms_B > clip_norm).double())
         counts_K = torch.from_numpy(cohort.counts).to(device, torch.float64)
@@ -98,10 +95,10 @@ class Differences(ClientHalf):
         )
 
 
-def clip_factors(vectors: Mapping[str, Tensor], clip_norm: float) -> tuple[Tensor, Tensor]:
-    """Return min(1, c / ‖g‖) of each record, and ‖g‖; both float64 `[B]`.
+def clipped(vectors: Mapping[str, Tensor], clip_norm: float) -> tuple[Params, Tensor]:
+    """Return each record's vector times min(1, c / ‖g‖), and ‖g‖, float64 `[B]`.
 
-    The factor of a vector that is not finite is 0.
+    A vector that is not finite must not be told from others: it counts as zero.
     """
     norms_B = torch.stack(
         [
@@ -110,12 +107,17 @@ def clip_factors(vectors: Mapping[str, Tensor], clip_norm: float) -> tuple[Tenso
         ]
     ).norm(dim=0)
     factor_B = torch.where(norms_B > clip_norm, clip_norm / norms_B, 1.0)
-    return torch.where(torch.isfinite(norms_B), factor_B, 0.0), norms_B
+    factor_B = torch.where(torch.isfinite(norms_B), factor_B, 0.0)
+    bounded: Params = {}
+    for name, vector in vectors.items():
+        column = factor_B.to(vector.dtype).view(-1, *[1] * (vector.dim() - 1))
+        bounded[name] = torch.where(column > 0, vector * column, 0)
+    return bounded, norms_B
 
 
 @dataclass(kw_only=True)
-class Diff2(ClippedSums):
-    """Gradient descent on a recursive estimate of the gradient.
+class Recursion(ClippedSums):
+    """The recursive estimate of the gradient, and one step on it.
 
     Attributes:
         restart: T, in rounds; 1 is DP-GD.
@@ -235,6 +237,11 @@ class Diff2(ClippedSums):
             for key, value in state.items():
                 if key.startswith(prefix):
                     into[key.removeprefix(prefix)] = torch.as_tensor(value)
+
+
+@dataclass(kw_only=True)
+class Diff2(Recursion):
+    """Gradient descent on a recursive estimate of the gradient; see `Recursion` for the keys."""
 
 
 def check_unsampled(sampling: object) -> None:

@@ -24,6 +24,7 @@ from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
 from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
+from tests.contract._discover import EVERYBODY
 
 ENGINES = ("cohort", "in_process")
 SCENARIOS = [entry.name for entry in catalog.scenarios()]
@@ -52,15 +53,14 @@ WITH: dict[tuple[str, str], list[str]] = {
     },
     ("privacy", "aggregate_labels"): ["data=bags", "data.clip=3", "strategy=aggregate"],
     ("strategy", "least_squares"): ["data=bags", "model=linear"],
-    ("strategy", "diff2"): ["participation=full"],
-    ("strategy", "dp_gd"): ["participation=full"],
+    **{("strategy", name): ["participation=full"] for name in EVERYBODY},
     ("privacy", "diff2"): ["strategy=diff2", "participation=full"],
     ("data", "table"): [*PEOPLE[1:], "model=linear"],
     ("data", "shakespeare"): ["model=transformer", "model.width=8"],
     ("data", "sentence_polarity"): ["model=text_classifier", "model.width=8"],
     **{
         ("data", name): ["model=linear"]
-        for name in ("california_housing", "diabetes", "adult", "retinamnist")
+        for name in ("california_housing", "diabetes", "adult", "adult_binary", "retinamnist")
     },
     ("partition", "natural"): [*PEOPLE, "partition.num_clients=null"],
     ("partition", "rotation"): IMAGES,

@@ -29,6 +29,7 @@ from fedsim.records import Params
 from fedsim.rounds import RoundLoop
 from fedsim.simulation import Simulation
 from fedsim.strategy import FedsimStrategy, State
+from tests.contract._discover import EVERYBODY
 
 STRATEGIES = [entry.name for entry in catalog.entries("strategy")]
 
@@ -65,8 +66,8 @@ def _quick_collections() -> Iterator[None]:
 def test_every_strategy_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
     words = [f"strategy={name}", "model=linear", "client.epochs=1", "device=cpu", "rounds=6"]
     words += ["partition.num_clients=20"]
-    everybody = name in ("diff2", "dp_gd")  # they refuse to sample
-    words.append("participation=full" if everybody else "participation.clients_per_round=8")
+    some = "participation.clients_per_round=8"
+    words.append("participation=full" if name in EVERYBODY else some)
     simulation = Simulation(compose("quickstart", [*words, "evaluation.central=false"]))
     whole = [params for params, _ in simulation.loop.run(simulation.runtime.initial_params())]
 

@@ -86,22 +86,32 @@ class Cohort:
 
     def inputs(self, row: int) -> Tensor:
         """Return the samples of one client, `[n, ...]`, without their targets."""
-        return self._pool.x[torch.from_numpy(self._pool.rows[row]).to(self._pool.x.device)]
+        return self._pool.x[torch.from_numpy(self.rows(row)).to(self._pool.x.device)]
+
+    def rows(self, k: int) -> np.ndarray:
+        """Return the samples of client k of the cohort, as `batches` takes them."""
+        return self._pool.rows[k]
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors that are trained."""
         return self._runtime.trainable
 
-    def pieces(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield all clients' samples, and whose each is: int64 `[B]`, rows of the cohort."""
-        rows = np.concatenate(self._pool.rows)
-        owner = np.repeat(np.arange(len(self)), self.counts)
+    def batches(self, rows_B: np.ndarray) -> Iterator[Batch]:
+        """Yield some samples, as many at a time as fit."""
         size = sum(self.start[name].nbytes for name in self.trainable)
         step = max(1, min(PIECE, MEMORY // max(1, size)))
-        for first in range(0, len(rows), step):
-            x, y = self._pool.take(rows[first : first + step])
-            yield Batch(x=x, y=y), torch.from_numpy(owner[first : first + step]).to(x.device)
+        for first in range(0, len(rows_B), step):
+            x, y = self._pool.take(rows_B[first : first + step])
+            yield Batch(x=x, y=y)
+
+    def pieces(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield all clients' samples, and whose each is: int64 `[B]`, rows of the cohort."""
+        owner, first = np.repeat(np.arange(len(self)), self.counts), 0
+        for batch in self.batches(np.concatenate(self._pool.rows)):
+            whose = owner[first : first + len(batch.y)]
+            yield batch, torch.from_numpy(whose).to(batch.x.device)
+            first += len(batch.y)
 
     def gradients(self, params: Params, batch: Batch) -> tuple[Params, Tensor]:
         """Return each sample's gradient of the half's loss, `[B, ...]`, and its loss, `[B]`.

@@ -18,7 +18,7 @@ from fedsim.errors import DataError
 
 _PUBLISHED = "Adult is published at https://archive.ics.uci.edu/dataset/2/adult"
 
-_ATTRIBUTES = (
+ATTRIBUTES = (
     "age",
     "workclass",
     "fnlwgt",
@@ -34,9 +34,9 @@ _ATTRIBUTES = (
     "hours-per-week",
     "native-country",
 )
-_NUMERIC = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week")
-_CATEGORICAL = tuple(name for name in _ATTRIBUTES if name not in _NUMERIC)
-_LABELS = ("<=50K", ">50K")
+NUMERIC = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week")
+_CATEGORICAL = tuple(name for name in ATTRIBUTES if name not in NUMERIC)
+LABELS = ("<=50K", ">50K")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Adult(DataPart):
 
     def load(self) -> Dataset:
         """Read both files and code them; see `DataPart.load`."""
-        train, train_y = self._read("adult.data")
-        test, test_y = self._read("adult.test")
-        numeric = [name for name in _NUMERIC if name != "fnlwgt" or self.fnlwgt]
+        train, train_y = read_people(self.root, "adult.data")
+        test, test_y = read_people(self.root, "adult.test")
+        numeric = [name for name in NUMERIC if name != "fnlwgt" or self.fnlwgt]
         scaled = standardise(*(np.stack([p[n] for n in numeric], 1) for p in (train, test)))
         categories = {name: np.unique(train[name]) for name in _CATEGORICAL}
         train_x, test_x = (
@@ -85,24 +85,29 @@ class Adult(DataPart):
             test_y=torch.from_numpy(test_y),
             num_outputs=2,
             columns={name.replace("-", "_"): train[name] for name in kept},
-            class_names=_LABELS,
+            class_names=LABELS,
         )
 
-    def _read(self, file: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the attributes by name, each `[N]`, and the labels int64 `[N]`."""
-        path = find(self.root, "adult", [file], _PUBLISHED)
-        # The published test file starts with the line "|1x3 Cross validator".
-        columns: Columns = read_named(path, (*_ATTRIBUTES, "label"), skip=("|", "age"))
-        attributes = {name: numbers(columns, name, path) for name in _NUMERIC}
-        for name, values in attributes.items():
-            to_float32(values, f"column '{name}' of '{path}'")
-        attributes |= {name: names(columns, name, path) for name in _CATEGORICAL}
-        # The labels of the test file end in a full stop.
-        labels = [label.removesuffix(".") for label in columns["label"]]
-        for i, label in enumerate(labels):
-            if label not in _LABELS:
-                raise DataError(
-                    f"data: '{path}', person {i + 1} has the label {label[:40]!r}; "
-                    f"expected one of {', '.join(_LABELS)}"
-                )
-        return attributes, np.array([_LABELS.index(label) for label in labels], np.int64)
+
+def read_people(root: str | None, file: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the attributes of `adult.data` or `adult.test` by name, each `[N]`, and labels `[N]`.
+
+    Raises:
+        DataError: The file is missing, or is not Adult's.
+    """
+    path = find(root, "adult", [file], _PUBLISHED)
+    # The published test file starts with the line "|1x3 Cross validator".
+    columns: Columns = read_named(path, (*ATTRIBUTES, "label"), skip=("|", "age"))
+    attributes = {name: numbers(columns, name, path) for name in NUMERIC}
+    for name, values in attributes.items():
+        to_float32(values, f"column '{name}' of '{path}'")
+    attributes |= {name: names(columns, name, path) for name in _CATEGORICAL}
+    # The labels of the test file end in a full stop.
+    labels = [label.removesuffix(".") for label in columns["label"]]
+    for i, label in enumerate(labels):
+        if label not in LABELS:
+            raise DataError(
+                f"data: '{path}', person {i + 1} has the label {label[:40]!r}; "
+                f"expected one of {', '.join(LABELS)}"
+            )
+    return attributes, np.array([LABELS.index(label) for label in labels], np.int64)

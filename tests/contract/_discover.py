@@ -12,6 +12,9 @@ FOLDER = Path(__file__).parents[2] / "scenarios" / "strategy"
 LINEAR_ONLY = {"least_squares"}
 """A closed form for one linear layer: no toy model has it. tests/strategies has its own tests."""
 
+EVERYBODY = {"diff2", "dp_gd", "bvr_l_sgd"}
+"""They refuse clients that are drawn."""
+
 NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - LINEAR_ONLY)
 
 

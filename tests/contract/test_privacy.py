@@ -63,6 +63,13 @@ ADAPTIVE = {
         [*NOISE, *BERNOULLI, "privacy.clipping=adaptive", "privacy.count_noise=2"],
     ),
 }
+STEPS = {
+    f"diff2, {trust} steps": (
+        "diff2",
+        [*NOISE, *FULL, "strategy=bvr_l_sgd", "strategy.restart=2", f"privacy.trust={trust}"],
+    )
+    for trust in ("central", "local")
+}
 CASES = {
     **BASIC,
     **ADAPTIVE,
@@ -99,6 +106,7 @@ CASES = {
     "label_dp, flipped": ("label_dp", [*BERNOULLI, "attack=label_flip"]),
     "diff2, distributed": ("diff2", [*PLAIN["diff2"], "privacy.trust=distributed"]),
     "diff2, local": ("diff2", [*PLAIN["diff2"], "privacy.trust=local"]),
+    **STEPS,
     "diff2, add or remove": (
         "diff2",
         [*PLAIN["diff2"], "privacy.relation=add_remove", "privacy.examples=60"],
@@ -109,7 +117,7 @@ CASES = {
 basic = pytest.mark.parametrize("case", BASIC.values(), ids=BASIC)
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 stateful = pytest.mark.parametrize(
-    "case", {**BASIC, **ADAPTIVE}.values(), ids={**BASIC, **ADAPTIVE}
+    "case", {**BASIC, **ADAPTIVE, **STEPS}.values(), ids={**BASIC, **ADAPTIVE, **STEPS}
 )
 FRESH = [name for name in BASIC if name in ("dp_sgd", "user_dp", "local_dp")]
 """Those that can draw fresh noise, and that can be given both their noise and a budget."""

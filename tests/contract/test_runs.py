@@ -10,7 +10,7 @@ from fedsim.records import Params
 from fedsim.results import RunFolder
 from fedsim.run import Run
 from fedsim.simulation import Simulation
-from tests.contract._discover import NAMES
+from tests.contract._discover import EVERYBODY, NAMES
 from tests.helpers import distance
 
 WORDS = [
@@ -31,7 +31,7 @@ MORE = {
 
 
 def words(name: str, root: Path) -> list[str]:
-    if name in ("diff2", "dp_gd"):  # they refuse clients that are drawn
+    if name in EVERYBODY:
         given = [word for word in WORDS if not word.startswith("participation")]
         own = ["participation=full", f"strategy={name}", f"output.root={root}"]
         return [*given, *own, "strategy.clip_gradients=3"]

@@ -2,14 +2,25 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
+from flwr.app import ConfigRecord
 
 from fedsim.errors import BudgetError, ConfigError
+from fedsim.models.linear import LinearModel
+from fedsim.partition.base import ArrayPartition
+from fedsim.records import to_record
 from privacy.accountant import epsilon
-from privacy.diff2 import Diff2DP, published, published_epsilon
+from privacy.clipped_strategy import Visit
+from privacy.diff2 import Diff2DP
+from privacy.diff2_schedule import Releases, published, published_epsilon, tight
+from privacy.events import Event, Gaussian
+from strategies.bvr_l_sgd import BvrLSGD
 from strategies.diff2 import Diff2
 from tests.helpers import regression
-from tests.privacy._dp import setting
+from tests.privacy._dp import private_runtime, setting
+from tests.strategies._toy import Masks, Nodes, Stacked, chunk, federate, model
 
 GRID = [(rounds, restart) for rounds in (500, 2000) for restart in (1, 6, 16, 60, 200)]
 RHO = {1.0: 0.03056, 3.0: 0.22425, 5.0: 0.55097}
@@ -122,3 +133,104 @@ def test_what_does_not_go_with_the_run_is_refused():
         part.bind(setting(regression(), None, strategy=Diff2(), deployed=True))
     with pytest.raises(ConfigError, match="use strategy=diff2"):
         part.bind(setting(regression(), None))
+
+
+# --- local steps ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relation", ["replace_one"])
+@pytest.mark.parametrize(("rounds", "restart"), GRID)
+def test_solved_noise_with_local_steps_meets_its_target(rounds, restart, relation):
+    """R estimates and R local rounds of the drawn client: three shares of one budget."""
+    strategy = BvrLSGD(restart=restart, local_steps=3, local_batches=2)
+    made = bind(2 * rounds, restart, strategy=strategy, relation=relation)
+    plan, restarts = made.schedule, math.ceil(rounds / restart)
+    assert (plan.restarts, plan.differences) == (restarts, rounds - restarts)
+    assert rounds / 8 * 3 / 2 < plan.visits < rounds / 8 * 3 / 2 * 1.9  # 8 clients, the luckiest
+    assert 3.0 * (1 - 1e-3) < made.planned().epsilon <= 3.0
+    share = 0.8 * (0.8 if restart > 1 else 1.0)
+    costs = [count / noise**2 for noise, count in plan.pairs() if count]
+    assert costs[0] / sum(costs) == pytest.approx(share)
+    assert costs[-1] / sum(costs) == pytest.approx(0.2)
+    # zCDP, which converts to more: rho = 4 / (2 z²) for each release.
+    assert 0.6 * RHO[3.0] < sum(2 * cost for cost in costs) < 1.4 * RHO[3.0]
+
+
+def test_what_a_batch_is_charged_by_hand():
+    """z = 2, 4, 5 for restarts, differences, steps: 1/z² adds up to 3/4 + 5/16 + 7/25."""
+    plan = tight(
+        Releases(restarts=3, differences=5, visits=7), noise=1.0, split=0.5, local_split=0.25
+    )
+    assert plan.restart_noise**2 == pytest.approx(3 / (0.5 * 0.75))
+    assert plan.difference_noise**2 == pytest.approx(5 / (0.5 * 0.75))
+    assert plan.local_noise**2 == pytest.approx(7 / 0.25)
+    assert [event.count for event in plan.events()] == [3, 5, 7]
+
+
+def test_visits_are_counted_by_batch_and_the_most_visited_is_claimed():
+    strategy = BvrLSGD(restart=4, local_batches=3)
+    made = bind(40, 4, strategy=strategy)
+    rounds = [(1, (0, 1)), (2, (0, 0, 1)), (1, (2, 0)), (1, (1, 1, 1))]
+    for server_round, (worker, batches) in enumerate(rounds, 1):
+        strategy.visit = Visit(worker=worker, batches=batches)
+        (line,) = made.releases(server_round, np.arange(8))
+        assert line["clients"] == [worker] and line["batches"] == list(batches)
+        assert line["events"][0]["count"] == max(batches.count(batch) for batch in batches)
+        made.record({"round": server_round, **line})
+    # Client 1: batch 0 twice, 1 four times, 2 once. Client 2: batch 0 twice, 1 once.
+    noise = Gaussian(noise_multiplier=made.schedule.local_noise)
+    expected = epsilon([Event(mechanism=noise, count=4)], delta=1e-5, relation="replace_one")
+    assert made.spent() == expected.epsilon == made.statement().epsilon
+
+
+def test_the_ledger_with_local_steps_adds_up_to_the_plan():
+    """Driven by the strategy's own draws, over all rounds."""
+    strategy = BvrLSGD(restart=4, local_steps=3, local_batches=2)
+    federate(strategy, Masks(np.ones((60, 8))))
+    made = bind(60, 4, strategy=strategy)
+    params = model(1.0, 1.0)
+    for server_round in range(1, 61):
+        strategy.configure_train(
+            server_round, to_record(params, zero_copy=True), ConfigRecord(), Nodes()
+        )
+        lines = [{"round": server_round, **line} for line in made.releases(server_round, [0])]
+        made.afford(lines)
+        for line in lines:
+            made.record(line)
+        rows = torch.zeros(8, 2, dtype=torch.float64)
+        made.sizes_N = np.ones(8)
+        params = strategy.aggregate(strategy._round, Stacked(chunk(np.arange(8), rows)))
+    assert made.spent() == pytest.approx(made.planned().epsilon, rel=1e-12)
+    strategy.visit = Visit(worker=0, batches=(0,) * 50)
+    with pytest.raises(BudgetError, match="over the budget"):
+        made.afford([{"round": 61, **made.releases(61, [0])[0]}])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"calibration": "published"}, "use privacy.calibration=tight"),
+        ({"relation": "add_remove", "examples": 9000}, "share a batch"),
+    ],
+)
+def test_what_is_not_proved_of_local_steps_is_refused(values, told):
+    with pytest.raises(ConfigError, match=told):
+        bind(10, 2, strategy=BvrLSGD(restart=2), **values)
+
+
+def test_the_plan_says_what_local_steps_cost():
+    words = str(bind(100, 10, strategy=BvrLSGD(restart=10)).planned())
+    for part in ("by the client itself", "b sigma3 = ", "64% of the budget", "20% for local"):
+        assert part in words
+
+
+def test_records_that_two_clients_hold_are_refused():
+    strategy = Diff2(restart=2)
+    data = regression()
+    twice = ArrayPartition(np.array([0, 1, 2, 2, 3]), np.array([0, 3, 5]))
+    runtime = private_runtime(
+        data, LinearModel(), Diff2DP(epsilon=3.0), half=strategy.client_half, strategy=strategy
+    )
+    runtime.partition = twice
+    with pytest.raises(ConfigError, match="held by several clients"):
+        runtime.protection.check(runtime)

@@ -232,7 +232,7 @@ def test_a_change_of_membership_forces_a_restart_which_is_charged():
     assert kinds == [True, False, False, True, False, False, True]
     assert moved == [True, True, False, True, True, False, True]
     plan = made.schedule
-    counted = {e.mechanism.noise_multiplier: count for e, count in made._counted.items()}
+    counted = {e.mechanism.noise_multiplier: count for e, count in made._tally._counted.items()}
     assert counted == {plan.restart_noise: 3, plan.difference_noise: 4}
     assert made.spent() > planned  # one restart was planned for all 100 rounds
     with pytest.raises(BudgetError, match="over the budget"):
