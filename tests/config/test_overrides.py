@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_refused(text: str) -> None:
 
 
 def test_a_word_without_a_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'a.b' has no value; write a.b=VALUE"):
+    with pytest.raises(ConfigError, match=r"'a\.b' has no value; write a\.b=VALUE"):
         parse(["a.b"])
 
 
