@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,19 @@ class Entry:
         name: What to type: `scenario=<name>`, or `<group>=<name>`.
         summary: The first line of the file, if that is a comment; else empty.
         path: The YAML file.
+        trust: Who is trusted with what, where the file's second line says it (`# Trust: ...`).
     """
 
     name: str
     summary: str
     path: Path
+    trust: str = ""
+
+    @property
+    def paper(self) -> str:
+        """The paper that the summary cites, or an empty string."""
+        cited = re.findall(r"\(([^()]*(?:arXiv:|\b(?:19|20)\d\d)[^()]*)\)", self.summary)
+        return cited[-1] if cited else ""
 
 
 def groups() -> tuple[str, ...]:
@@ -70,14 +79,16 @@ def _entries(folder: Path) -> list[Entry]:
     if not folder.is_dir():
         return []
     files = sorted(file for file in folder.glob("*.yaml") if file.is_file())
-    return [Entry(name=file.stem, summary=_summary(file), path=file) for file in files]
+    return [_entry(file) for file in files]
 
 
-def _summary(file: Path) -> str:
+def _entry(file: Path) -> Entry:
     # A damaged file must not hide the others from a listing; `compose` is where it is refused.
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
-            first = lines.readline(1000).strip()
+            first, second = lines.readline(1000).strip(), lines.readline(1000).strip()
     except OSError:
-        return ""
-    return first.lstrip("#").strip() if first.startswith("#") else ""
+        first = second = ""
+    summary = first.lstrip("#").strip() if first.startswith("#") else ""
+    trust = second.removeprefix("# Trust:").strip() if second.startswith("# Trust:") else ""
+    return Entry(name=file.stem, summary=summary, path=file, trust=trust)

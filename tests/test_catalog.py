@@ -95,3 +95,17 @@ def test_every_packaged_part_says_what_it_is_and_fits_its_target(
     spec = expand(spec, group, ())
     if all(value != "???" and "${" not in str(value) for value in spec.values()):
         check(spec, group, ())
+
+
+def test_every_mechanism_says_who_is_trusted() -> None:
+    for entry in catalog.entries("privacy"):
+        assert len(entry.trust) > 10, entry.path
+
+
+def test_a_paper_is_what_stands_in_the_last_parentheses() -> None:
+    def paper(summary: str) -> str:
+        return catalog.Entry(name="x", summary=summary, path=Path("x.yaml")).paper
+
+    assert paper("A: x (of y) (Li 2020, arXiv:1812.06127)") == "Li 2020, arXiv:1812.06127"
+    assert paper("Images (sorted), (Zalando 2017); flat") == "Zalando 2017"
+    assert paper("Images (28x28 pixels)") == ""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsim.commands import options
+from fedsim.completion import complete_groups
 from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedsim.config.keys import Key
 
 
 def list_(
@@ -19,6 +23,7 @@ def list_(
         typer.Argument(
             help="A group (scenarios, strategy, data, ...); or scenario=NAME with --keys.",
             metavar="[GROUP]",
+            autocompletion=complete_groups,
         ),
     ] = None,
     keys: Annotated[
@@ -27,7 +32,7 @@ def list_(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """List scenarios and the parts that they are composed of."""
+    """List scenarios and their parts: what each is, its paper, who is trusted."""
     with options.errors(debug):
         from fedsim import catalog
 
@@ -40,9 +45,7 @@ def list_(
             if as_json:
                 typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], default=str))
                 return
-            width = max(len(row.path) for row in rows)
-            for row in rows:
-                typer.echo(f"{row.path:<{width}}  {row.value!r:<14}  {row.type}")
+            typer.echo("".join(f"{line}\n" for line in _key_lines(rows)), nl=False)
             return
         groups = _groups(words, (*catalog.groups(), *catalog.APART))
         found = {
@@ -50,7 +53,11 @@ def list_(
             for group in groups
         }
         if as_json:
-            listed = {g: {e.name: e.summary for e in found[g]} for g in groups}
+            shown = ("summary", "paper", "trust")
+            listed = {
+                group: {e.name: {name: getattr(e, name) for name in shown} for e in entries}
+                for group, entries in found.items()
+            }
             typer.echo(json.dumps(listed))
             return
         for group, entries in found.items():
@@ -58,6 +65,24 @@ def list_(
             width = max((len(entry.name) for entry in entries), default=0)
             for entry in entries:
                 typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+                if entry.trust:
+                    typer.echo(f"  {'':<{width}}  trusted: {entry.trust}")
+
+
+def _key_lines(rows: Sequence[Key]) -> Iterator[str]:
+    width = max(len(row.path) for row in rows)
+    for row in rows:
+        default = {"???": "required"}.get(str(row.default), f"default {_yaml(row.default)}")
+        same = row.default == row.value and type(row.default) is type(row.value)
+        yield (
+            f"{row.path:<{width}}  {_yaml(row.value):<14}  {row.type}"
+            f"{'' if same else f'; {default}'}"
+        )
+
+
+def _yaml(value: object) -> str:
+    """Return a value as it is typed: `null`, `true`, `[8, 8]`."""
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)
 
 
 def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ import click
 import typer
 
 from fedsim import catalog
+from fedsim.completion import complete_overrides
 from fedsim.errors import ConfigError, FedsimError, did_you_mean
 
 Overrides = Annotated[
@@ -21,6 +22,7 @@ Overrides = Annotated[
         help="scenario=<name or path>, then key=value overrides in Hydra's grammar, "
         "e.g. strategy=fedau client.lr=0.05",
         metavar="scenario=NAME [KEY=VALUE]...",
+        autocompletion=complete_overrides,
     ),
 ]
 LOOSE = {"ignore_unknown_options": True}

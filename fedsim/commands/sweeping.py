@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedsim.commands import options
+from fedsim.completion import complete_overrides
 
 
 def sweep(
@@ -19,6 +20,7 @@ def sweep(
             "values: privacy.epsilon=0.5,1,2 'seed=range(0,5)' 'strategy=glob(fed*)'. The word "
             "'and' stands between grids.",
             metavar="scenario=NAME[,NAME]... [KEY=VALUE[,VALUE]...]... [and ...]",
+            autocompletion=complete_overrides,
         ),
     ] = None,
     jobs: Annotated[

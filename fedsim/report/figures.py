@@ -111,12 +111,24 @@ def svg(
     return _inline(buffer.getvalue(), name)
 
 
+def png(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """Draw a picture as the content of a PNG file; equal data give equal bytes."""
+    buffer = io.BytesIO()
+    with style(), matplotlib.rc_context({"figure.facecolor": "white"}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def _inline(text: str, name: str) -> str:
     """Cut an SVG file down to its element, and make its ids unique among other pictures'."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', text, count=1)
+    # Two colour bars are the same image, hence of one id, to which nothing refers.
+    text = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     return re.sub(r"url\(#", f"url(#{name}-", text).strip()

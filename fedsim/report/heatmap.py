@@ -56,7 +56,7 @@ def label_heatmap(
     figure = Figure(figsize=_size(len(client_K), num_classes), layout="constrained")
     bars, cells = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 4]})
     _draw_sizes(bars, histogram_NC.sum(axis=1))
-    _draw_cells(cells, histogram_NC, class_names)
+    draw_cells(cells, histogram_NC, class_names)
     step = _tick_step(len(client_K), 12)
     cells.set_xticks(np.arange(0, len(client_K), step), [str(k) for k in client_K[::step]])
     part = "" if len(client_K) == population else f" ({len(client_K)} of {population} shown)"
@@ -89,7 +89,8 @@ def _draw_sizes(axes: Axes, size_K: np.ndarray) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_cells(axes: Axes, histogram_KC: np.ndarray, class_names: Sequence[str]) -> None:
+def draw_cells(axes: Axes, histogram_KC: np.ndarray, class_names: Sequence[str]) -> None:
+    """Draw samples of each class at each client into axes, with a colour bar."""
     num_classes = histogram_KC.shape[1]
     most = max(1, int(histogram_KC.max()))
     colours = matplotlib.colormaps["cividis_r"].with_extremes(bad="white")

@@ -62,6 +62,7 @@ th, td { padding: 0.35rem 0.9rem 0.35rem 0; border-bottom: 1px solid var(--line)
   vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
+table.named th:first-child, table.named td:first-child { text-align: left; }
 table.wide { width: 100%; }
 table.facts th, table.facts td { text-align: left; }
 table.facts th { color: var(--soft); font-weight: 500; white-space: nowrap; }
@@ -124,12 +125,13 @@ def figure(picture: str, caption: str, description: str) -> Html:
     return element("figure", frame, element("figcaption", caption) if caption else "")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """Return a table of figures."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, named: bool = False) -> Html:
+    """Return a table of figures; `named` where the first column holds words, not figures."""
     cells = element("tr", *(Html(f'<th scope="col">{text(name)}</th>') for name in head))
     body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
     inner = join([element("thead", cells), element("tbody", *body)])
-    return Html(f'<div class="scroll"><table class="wide">{inner}</table></div>')
+    css = "wide named" if named else "wide"
+    return Html(f'<div class="scroll"><table class="{css}">{inner}</table></div>')
 
 
 def facts(pairs: Mapping[str, str]) -> Html:

@@ -1,0 +1,1 @@
+"""Several runs beside each other: one self-contained page, pictures and tables."""
