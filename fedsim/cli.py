@@ -14,6 +14,7 @@ from fedsim.commands import options
 from fedsim.commands.auditing import audit
 from fedsim.commands.deploying import deploy
 from fedsim.commands.listing import list_
+from fedsim.commands.making import new
 from fedsim.commands.planning import plan
 from fedsim.commands.reporting import report
 from fedsim.commands.running import resume, run
@@ -34,6 +35,7 @@ app.command(context_settings=options.LOOSE)(audit)
 app.command(context_settings=options.LOOSE)(deploy)
 app.command("list", context_settings=options.LOOSE)(list_)
 app.command()(report)
+app.command()(new)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.effort import check_memory, flops, samples_per_client
 from fedsim.simulation import Simulation
 
 SAMPLED_ROUNDS = 50
@@ -27,8 +29,14 @@ class CostPlan:
             asks, if all rounds cost what the first one does.
         round_seconds: One measured training round on this device, after a first one as warm-up.
         total_seconds: Estimate for all rounds; evaluation on the test set included.
+        flops: Floating-point operations of training and central evaluation, of the model's matrix
+            products and convolutions; those of plain SGD, whatever a strategy adds.
+        chunk: How many clients train at once; 1 where the engine has no chunks.
+        chunk_bytes: What these hold in memory, about.
         engine: How the engine runs the cohort.
-        privacy: The statement of the privacy mechanism.
+        privacy: The statement of the privacy mechanism: its noise, and the final epsilon with all
+            that it means nothing without.
+        epsilon, delta: Of that statement; None without a mechanism that claims anything.
     """
 
     rounds: int
@@ -40,15 +48,26 @@ class CostPlan:
     megabytes: float
     round_seconds: float
     total_seconds: float
+    flops: float
+    chunk: int
+    chunk_bytes: int
     engine: str
     privacy: str
+    epsilon: float | None
+    delta: float | None
 
 
 def plan(simulation: Simulation) -> CostPlan:
-    """Build a scenario, run one round of it twice, and add up the rest; writes nothing."""
+    """Build a scenario, run one round of it twice, and add up the rest; writes nothing.
+
+    Raises:
+        ConfigError: The run cannot work, or its clients do not fit in memory; says what would.
+    """
     loop, settings = simulation.loop, simulation.settings
     params = simulation.runtime.initial_params()
     rounds = np.unique(np.linspace(1, settings.rounds, SAMPLED_ROUNDS).astype(int))
+    chunk = int(getattr(simulation.grid, "chunk", None) or 1)
+    memory = check_memory(simulation.runtime, chunk)
     cohort = float(np.mean([len(simulation.schedule.select(int(r))) for r in rounds]))
     seconds = []
     for _ in range(2):  # the first one pays for allocation and lazy imports
@@ -67,6 +86,10 @@ def plan(simulation: Simulation) -> CostPlan:
     asking = simulation.asking
     each = size if asking is None else asking.exchanged / 2
     trained = settings.rounds * cohort
+    each = flops(simulation.runtime)
+    visited = samples_per_client(simulation.runtime, simulation.schedule, rounds)
+    tested = evaluations * len(simulation.dataset.test_y) if settings.evaluation.central else 0
+    claim = simulation.protection.planned()
     hops = simulation.topology.hops()
     return CostPlan(
         rounds=settings.rounds,
@@ -78,8 +101,13 @@ def plan(simulation: Simulation) -> CostPlan:
         megabytes=hops * each * (2 * trained + evaluated) / 1e6,
         round_seconds=seconds[1],
         total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
+        flops=trained * visited * each.training + tested * each.forward,
+        chunk=chunk,
+        chunk_bytes=memory,
         engine=_engine(simulation),
-        privacy=str(simulation.protection.planned()),
+        privacy=str(claim),
+        epsilon=claim.epsilon if claim.private and math.isfinite(claim.epsilon) else None,
+        delta=claim.delta if claim.private and math.isfinite(claim.epsilon) else None,
     )
 
 

@@ -31,6 +31,42 @@ def test_the_arithmetic_of_a_plan() -> None:
     assert cost.privacy.startswith("none")
 
 
+def test_operations_by_hand() -> None:
+    # A sample of the MLP 64-200-10: forward 2(64*200 + 200*10); backward, the same for the weights
+    # and 2*200*10 for the hidden layer's outputs. No gradient of the inputs is taken.
+    forward = 2 * (64 * 200 + 200 * 10)
+    training = 2 * forward + 2 * 200 * 10
+    everyone = ["participation=full", "partition=iid", "rounds=4"]  # all 1347 samples, each once
+    cost = of(*everyone, "evaluation.every=2")
+    assert cost.flops == pytest.approx(4 * 1347 * training + 2 * 450 * forward, rel=1e-3)
+    cost = of(*everyone, "evaluation.central=false", "client.epochs=null", "client.steps=3")
+    assert cost.flops == 4 * 100 * 3 * 10 * training
+
+
+def test_memory_of_a_chunk_and_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = of("rounds=2", "engine.chunk=7")
+    outputs = (
+        10 * 4 * (64 + 200 + 200 + 10)
+    )  # flatten, linear, activation, linear; batch of 10
+    assert (cost.chunk, cost.chunk_bytes) == (7, 2 * 7 * (BYTES + outputs))
+    monkeypatch.setattr("fedsim.effort.free_bytes", lambda device: 2 * 5 * (BYTES + outputs) + 1)
+    with pytest.raises(ConfigError, match=r"^engine.chunk: 7 clients .*; engine\.chunk=5 fits$"):
+        of("rounds=2", "engine.chunk=7")
+    monkeypatch.setattr("fedsim.effort.free_bytes", lambda device: 1000)
+    with pytest.raises(ConfigError, match="not even one fits; use a smaller model"):
+        of("rounds=2", "engine.chunk=7")
+
+
+def test_an_epsilon_comes_with_its_statement() -> None:
+    cost = of("rounds=2")
+    assert (cost.epsilon, cost.delta) == (None, None)
+    cost = of("rounds=2", "privacy=user_dp", "privacy.epsilon=3", "privacy.delta=0.001")
+    assert cost.epsilon == pytest.approx(3, rel=1e-3)
+    assert cost.delta == 0.001
+    for words in ("per user", "noise multiplier", "accountant", "trust: the server"):
+        assert words in cost.privacy
+
+
 def test_evaluating_clients_get_the_model_and_send_numbers_back() -> None:
     holdout = ["rounds=50", "evaluation.every=20", "partition.holdout=0.2"]
     evaluations = 3  # rounds 20, 40 and 50
