@@ -31,7 +31,7 @@ from fedsim.engines import recipe
 from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
-from fedsim.models.bags import OnBags
+from fedsim.models.bags import on_bags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
@@ -202,9 +202,7 @@ class Simulation:
             model = part.build(data) if isinstance(part, ModelPart) else part
         model = replace_dropout(model).to(self.device, self.dtype)
         check_model(model, data)
-        if self.dataset.bags is None:
-            return model
-        return OnBags(model, len(data.input_shape), self.dataset.bags.places)
+        return on_bags(model, self.dataset)
 
     def _released(self, asking: QueryStrategy) -> nn.Module:
         """Return what stands where a model would, for a strategy that asks."""

@@ -41,6 +41,11 @@ class LabelDP(PrivacyPart):
     def bind(self, setting: Setting) -> LabelDPProtection:
         """See `PrivacyPart.bind`."""
         data = setting.dataset
+        if data.bags is not None:
+            raise ConfigError(
+                "privacy=label_dp: a client with bags knows no sample's own class, so there is "
+                "none to randomise; use privacy=aggregate_labels"
+            )
         if data.task != "classification" or data.train_y.dim() != 1:
             raise ConfigError(
                 "privacy=label_dp: randomised response is for one class per sample, and "

@@ -37,6 +37,7 @@ class Bags(DataPart):
     | group | of one value of `columns`, or of one cell of their grid (a place), else at random |
     | responses | of similar responses, which no privacy claim allows |
 
+    Claims of mechanisms for whole clients take who lies with whom as given, like who holds what.
     The test set is not touched. `Dataset.columns["group"]` numbers the groups, where there are any,
     so that partition=natural can make each of them a client; a column that is not cut into cells
     stays, too.

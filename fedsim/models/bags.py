@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsim.data.dataset import Dataset
+from fedsim.errors import ConfigError
 from fedsim.models.dropout import KeyedDropout
 
 
@@ -33,3 +36,23 @@ class OnBags(nn.Module):
             return alone
         outputs: Tensor = self.model(x.flatten(0, 1))
         return outputs.view(*x.shape[:2], *outputs.shape[1:])
+
+
+def on_bags(model: nn.Module, dataset: Dataset) -> nn.Module:
+    """Return a model of single inputs as one of a data set's samples, which may be bags.
+
+    Raises:
+        ConfigError: The model mixes the rows of a batch, and some rows are padding.
+    """
+    if dataset.bags is None:
+        return model
+    places = dataset.bags.places
+    if float(dataset.train_y[:, -1].min()) < places:
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm):
+                raise ConfigError(
+                    f"model: {type(module).__name__} '{name}' takes its statistics from all rows "
+                    "of a batch, and bags of fewer samples than others are padded with rows that "
+                    "do not count; use data.rest=drop, or a model with GroupNorm"
+                )
+    return OnBags(model, len(dataset.input_shape), places)

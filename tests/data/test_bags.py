@@ -177,6 +177,7 @@ def test_what_is_refused():
         (["strategy=fedavg"], "strategy=aggregate"),
         (["partition.holdout=0.2"], "partition.holdout=0"),
         (["privacy=dp_sgd", "participation=bernoulli"], "sample is a bag"),
+        (["data.source.name=digits", "privacy=label_dp"], "privacy=aggregate_labels"),
         (["evaluation.decomposition=true"], "response"),
         (["data.source.name=digits", "attack=label_flip"], "bags"),
     ],

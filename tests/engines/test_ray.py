@@ -148,6 +148,19 @@ def test_clients_that_do_their_work_whole_end_with_the_same_bits(address: str) -
 
 
 @with_ray
+def test_bags_and_the_noise_on_their_means_are_those_of_one_process(address: str) -> None:
+    """An actor makes the bags anew, and draws each bag's noise itself."""
+    words = ["rounds=2", "data.clip=3", "data.rest=short", "precision=float64"]
+    there = ["engine=ray_cohort", f"engine.address={address}", "engine.actors=1"]
+    ends = []
+    for more in (there, ["privacy=aggregate_labels", *there], ["privacy=aggregate_labels"]):
+        with closing(Simulation(compose("aggregate_diabetes", [*words, *more]))) as simulation:
+            ends.append(rounds_of(simulation)[0])
+    clean, noisy, expected = ends
+    assert distance(noisy, expected) < 1e-12 < 1e-3 < distance(noisy, clean)
+
+
+@with_ray
 def test_arrays_of_each_client_and_failures_pass_through_flowers_engine(address: str) -> None:
     words = [*ours("EveryThirdFails"), f"engine.address={address}", "engine.num_gpus=1"]
     expected, reports = run("in_process", *words[:2])

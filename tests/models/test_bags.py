@@ -1,10 +1,13 @@
 """A model on bags is the model on each of their places."""
 
+import pytest
 import torch
 from torch import nn
 
 from fedsim.config import compose
-from fedsim.models.bags import OnBags
+from fedsim.data.bags import Bags
+from fedsim.errors import ConfigError
+from fedsim.models.bags import OnBags, on_bags
 from fedsim.models.dropout import KeyedDropout, install
 from fedsim.simulation import Simulation
 from tests.helpers import distance
@@ -22,6 +25,18 @@ def test_dropout_draws_for_every_place():
     install(model, [torch.Generator().manual_seed(0)], [3])
     kept = (model(torch.ones(3, 4, 50)) != 0).float().mean(2)
     assert kept.min() > 0.2 and kept.max() < 0.8
+
+
+@pytest.mark.parametrize("rest", ["drop", "short"])
+def test_batch_statistics_never_see_padding(rest):
+    data = Bags(size=7, rest=rest).load()
+    model = nn.Sequential(nn.Linear(10, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    if rest == "drop":  # every row is a sample
+        assert on_bags(model, data)(data.train_x).shape == (*data.train_x.shape[:2], 1)
+        return
+    with pytest.raises(ConfigError, match=r"BatchNorm1d '1'.*GroupNorm"):
+        on_bags(model, data)
+    assert isinstance(on_bags(nn.Linear(10, 1), data), OnBags)
 
 
 def test_both_engines_drop_the_same():

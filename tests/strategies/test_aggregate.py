@@ -195,6 +195,23 @@ def test_bags_of_one_are_ordinary_training(source, loss):
     assert float((flat(ends[0]) - flat(ends[1])).norm() / flat(ends[1]).norm()) < 1e-6
 
 
+@pytest.mark.parametrize("engine", ["in_process", "cohort"])
+def test_whole_clients_are_protected_on_bags(engine):
+    """With nothing clipped and no noise, the mean of their updates; else DP of a user."""
+    words = ["data=bags", "data.rest=short", "strategy=aggregate", f"engine={engine}"]
+    clear = ["privacy.epsilon=null", "privacy.noise_multiplier=0", "privacy.clip_norm=1000"]
+    plain, _ = end(*words, "strategy.weighting=uniform")
+    open_, _ = end(*words, "privacy=user_dp", *clear)
+    assert distance(open_, plain) < 1e-12
+    clipped, simulation = end(*words, "privacy=user_dp", *clear[:2], "privacy.clip_norm=0.01")
+    moved = flat(clipped) - flat(simulation.runtime.initial_params())
+    # Five clients with a norm of at most 0.01 each, and all of them well above it.
+    assert 0.005 < float(moved.norm()) <= 0.01 * (1 + 1e-9)
+    _, noisy = end(*words, "privacy=user_dp", "privacy.epsilon=4")
+    planned = noisy.protection.planned()
+    assert (planned.unit, planned.epsilon) == ("user", pytest.approx(4, rel=1e-3))
+
+
 def test_what_is_refused():
     for values, words in (
         ({"loss": "bag", "prior": [0.5, 0.5]}, "easyllp only"),
