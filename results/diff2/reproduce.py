@@ -30,7 +30,7 @@ from fedsim.config import compose
 from fedsim.data.ill_conditioned import IllConditioned
 from fedsim.simulation import Simulation
 from privacy.accountant import calibrate
-from privacy.diff2 import tight
+from privacy.diff2_schedule import of_rounds, tight
 from privacy.normal import keyed
 
 HERE = Path(__file__).parent
@@ -79,7 +79,7 @@ def run_many(x_ND: Floats, y_N: Floats, points: list[Point], s: float, noise: No
         noise: Round 1, 2, ... -> standard normals `[D, M]`.
     """
     rounds, restart = points[0].rounds, points[0].restart
-    plan = tight(rounds, restart, noise=s, split=0.8)
+    plan = tight(of_rounds(rounds, restart), noise=s, split=0.8)
     c1_M, c2_M, lr_M = (np.array([getattr(p, n) for p in points], x_ND.dtype) for n in ("c1", "c2", "lr"))  # noqa: E501  # fmt: skip
     norm_N1 = 2 * np.linalg.norm(x_ND, axis=1)[:, None]
     w_DM = np.zeros((x_ND.shape[1], len(points)), x_ND.dtype)
@@ -173,7 +173,7 @@ def main() -> None:
         if (method, epsilon) in kept:
             continue
         s = calibrate(
-            lambda z: tight(1, 1, noise=z, split=0.8).events(),
+            lambda z: tight(of_rounds(1, 1), noise=z, split=0.8).events(),
             epsilon=epsilon,
             delta=DELTA,
             relation="replace_one",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedsim.data.adult import Adult
+from fedsim.data.adult_binary import AdultBinary
 from fedsim.data.california import CaliforniaHousing
 from fedsim.data.idx import Idx
 from fedsim.data.medmnist import MedMnist
@@ -86,6 +87,19 @@ def test_adult(real_root):
     assert gaps.sum() == 2399
     assert len(np.unique(data.columns["native_country"])) == 42
     assert (data.train_x[:, 6:].sum(1) == 8).all()
+
+
+def test_adult_binary(real_root):
+    """The layout of LIBSVM's a9a, whose rows have 13.87 ones in the mean."""
+    data = load(AdultBinary(root=real_root))
+    assert data.train_x.shape == (32561, 123) and data.test_x.shape == (16281, 123)
+    assert set(data.train_x.unique().tolist()) == {0.0, 1.0}
+    assert abs(float(data.train_x.sum(1).mean()) - 13.87) < 0.005
+    sizes = (5, 8, 5, 16, 5, 7, 14, 6, 5, 2, 2, 2, 5, 41)
+    for block in data.train_x.split(sizes, dim=1):
+        assert float(block.sum(1).max()) == 1
+        assert float(block.mean(0).min()) > 0
+    assert data.train_y.sum() == 7841
 
 
 def test_california_housing(real_root):
