@@ -30,7 +30,7 @@ class Coins(Protocol):
         """Return independent uniform 64-bit words, uint64."""
         ...
 
-    def binomial(self, n: np.ndarray, p: float) -> np.ndarray:
+    def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
         """Return independent binomials, int64, of the shape of `n`."""
         ...
 
@@ -65,7 +65,7 @@ class _Keyed:
     def words(self, size: int) -> np.ndarray:
         return self._rng.integers(0, 2**64, size=size, dtype=np.uint64)
 
-    def binomial(self, n: np.ndarray, p: float) -> np.ndarray:
+    def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
         drawn: np.ndarray = self._rng.binomial(n, p)
         return drawn
 
@@ -88,14 +88,14 @@ class _System:
     def words(self, size: int) -> np.ndarray:
         return self._noise.words(size)
 
-    def binomial(self, n: np.ndarray, p: float) -> np.ndarray:
+    def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
         n = np.asarray(n, np.int64)
-        drawn = np.zeros(n.shape, np.int64)
+        drawn, chance = np.zeros(n.shape, np.int64), np.broadcast_to(p, n.shape)
         for place in np.ndindex(n.shape):
             left = int(n[place])
             while left:
                 now = min(left, _AT_ONCE)
-                drawn[place] += int((self.uniform(now) < p).sum())
+                drawn[place] += int((self.uniform(now) < chance[place]).sum())
                 left -= now
         return drawn
 

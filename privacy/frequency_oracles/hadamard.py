@@ -34,9 +34,10 @@ class Hadamard(Oracle):
         uniform = coins.uniform((2, len(values)))
         y = (uniform[1] * self.order).astype(np.int64)
         wanted = uniform[0] >= self.p  # the parity of row and y that the report shall have
-        flip = (_parity(row & y) != wanted) & (row != OUT + 1)
+        flip: np.ndarray = (_parity(row & y) != wanted) & (row != OUT + 1)
         # Flipping the lowest bit of the row in y flips the parity, one to one.
-        return np.where(flip, y ^ (row & -row), y)
+        flipped: np.ndarray = np.where(flip, y ^ (row & -row), y)
+        return flipped
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
         transformed = transform(np.bincount(reports, minlength=self.order))

@@ -7,6 +7,9 @@
 Claim. A set with the value has probability p / C(K−1, ω−1), one without (1−p) / C(K−1, ω); their
 ratio is p(K−ω)/((1−p)ω) = e^ε. ∎
 ω is that of least variance, about K/(e^ε + 1). ω = 1 is k-ary randomised response.
+
+The sum of many reports: symbol by symbol, of the users of one value who have r symbols to choose
+from j that are still to come, Bin(·, r/j) choose the next: sampling without replacement.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from privacy.frequency_oracles.base import OUT, Oracle, bits_of
 from privacy.frequency_oracles.coins import Coins
 
 _BLOCK = 2**21
+_SLOWER = 4
+"""A binomial takes so many times as long as one of a report's keys."""
 
 
 class Subset(Oracle):
@@ -55,6 +60,25 @@ class Subset(Oracle):
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
         return np.bincount(reports.reshape(-1), minlength=self.size + 1)[: self.size]
+
+    def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
+        held, symbols = self.histogram(values), self.size + 1
+        if len(values) < _SLOWER * symbols * (self.omega + 1):
+            return super().total(values, coins)
+        taken = coins.binomial(held, self.p)
+        # left[v, r]: users of value v who have r symbols to choose still, of those to come.
+        left = np.zeros((symbols, self.omega + 1), np.int64)
+        left[:, self.omega], left[:, self.omega - 1] = held - taken, taken
+        total, to_choose = taken.copy(), np.arange(self.omega + 1)
+        for symbol in range(symbols):
+            others = np.arange(symbols) != symbol  # whose own symbol is settled
+            to_come = symbols - symbol - (np.arange(symbols) >= symbol)
+            chance = to_choose / np.maximum(to_come, 1)[:, None]
+            chosen = coins.binomial(left, np.minimum(chance, 1.0) * others[:, None])
+            total[symbol] += chosen.sum()
+            left[:, :-1] += chosen[:, 1:]
+            left -= chosen
+        return total[: self.size]
 
     @property
     def report_bits(self) -> float:

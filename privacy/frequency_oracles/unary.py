@@ -39,7 +39,10 @@ class Unary(Oracle):
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         held = self.histogram(values)[: self.size]
-        return coins.binomial(held, self.p) + coins.binomial(len(values) - held, self.q)
+        total: np.ndarray = coins.binomial(held, self.p) + coins.binomial(
+            len(values) - held, self.q
+        )
+        return total
 
     @property
     def report_bits(self) -> float:
@@ -49,7 +52,8 @@ class Unary(Oracle):
         self.check_enumerable(2.0**self.size)
         y, v = self.outcomes(), np.eye(self.size + 1, dtype=bool)[:, : self.size]
         one = np.where(v[:, None, :], self.p, self.q)
-        return self.with_silence(np.where(y, one, 1 - one).prod(axis=2))
+        law: np.ndarray = np.where(y, one, 1 - one).prod(axis=2)
+        return self.with_silence(law)
 
     def outcomes(self) -> np.ndarray:
         codes = np.arange(2**self.size)
