@@ -23,7 +23,8 @@ class CostPlan:
         parameters: Of the model.
         model_bytes: What one copy of the model takes on the wire, without framing.
         messages: Instructions and replies of all rounds, evaluation included.
-        megabytes: Bytes that cross the links in all rounds, in MB of 10^6 bytes.
+        megabytes: Bytes that cross the links in all rounds, in MB of 10^6 bytes; of a strategy that
+            asks, if all rounds cost what the first one does.
         round_seconds: One measured training round on this device, after a first one as warm-up.
         total_seconds: Estimate for all rounds; evaluation on the test set included.
         engine: How the engine runs the cohort.
@@ -62,7 +63,9 @@ def plan(simulation: Simulation) -> CostPlan:
     evaluating = {"none": 0.0, "cohort": cohort, "all": float(simulation.partition.num_clients)}
     fused = settings.evaluation.fused
     evaluated = 0.0 if fused else evaluations * evaluating[settings.evaluation.clients]
-    size = sum(t.numel() * t.element_size() for t in params.values())
+    size: float = sum(t.numel() * t.element_size() for t in params.values())
+    asking = simulation.asking
+    each = size if asking is None else asking.exchanged / 2
     trained = settings.rounds * cohort
     hops = simulation.topology.hops()
     return CostPlan(
@@ -70,9 +73,9 @@ def plan(simulation: Simulation) -> CostPlan:
         num_clients=simulation.partition.num_clients,
         clients_per_round=cohort,
         parameters=sum(t.numel() for t in params.values()),
-        model_bytes=size,
+        model_bytes=int(size),
         messages=round(2 * (trained + evaluated)),
-        megabytes=hops * size * (2 * trained + evaluated) / 1e6,
+        megabytes=hops * each * (2 * trained + evaluated) / 1e6,
         round_seconds=seconds[1],
         total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
         engine=_engine(simulation),

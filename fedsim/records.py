@@ -37,6 +37,10 @@ Scalar = int | float | str | bool | bytes
 ARRAYS, CONFIG, METRICS, CLIENT_ARRAYS = "arrays", "config", "metrics", "client-arrays"
 """Keys of the records in our messages; the first three are those of Flower's own strategies."""
 
+ANSWER = "answer"
+QUERY = f"query.{ANSWER}"
+"""The action, and the message type, of a question to a client; see `fedsim.query`."""
+
 NUM_EXAMPLES = "num-examples"
 """The metric by which replies are weighted, as in Flower's own strategies."""
 

@@ -7,6 +7,7 @@ ledger.jsonl    one line per private release; see fedsim.protection.ledger
 checkpoint/     see fedsim.checkpoint; covers all of the above from the start
 log.txt         warnings, rejected replies, tracebacks
 model.safetensors  summary.json  report.html                           written at the end
+findings.json   of a run of questions: tables and pictures of what was found, written at the end
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from fedsim.strategy import State
 
 CONFIG, OVERRIDES, METRICS = "config.yaml", "overrides.txt", "metrics.jsonl"
 MODEL, SUMMARY = "model.safetensors", "summary.json"
+FINDINGS = "findings.json"
 STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 """Files written before the first round; a checkpoint covers each of them."""
 
@@ -252,6 +254,10 @@ class RunFolder:
             latest |= {group: line[group] for group in _METRICS if line.get(group)}
             seconds += line["seconds"]
         self._write(SUMMARY, _json({**summary, "seconds": seconds, "metrics": latest}))
+
+    def write_findings(self, findings: Mapping[str, Any]) -> None:
+        """Write what a run of questions has found."""
+        self._write(FINDINGS, _json(findings))
 
     def config(self) -> Config:
         """Return the configuration that the run was started with.

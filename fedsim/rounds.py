@@ -264,16 +264,18 @@ class RoundLoop:
         return list(private)
 
     def _exchange(self, sent: Sequence[Message], expected: Params | None) -> AdmittedReplies:
+        like: Mapping[str, Tensor] | None = expected
         extra: Mapping[str, Tensor] = {}
         if expected is not None:
             extra = self.protection.sealed_like()
             if isinstance(self.strategy, FedsimStrategy):
                 extra = {**self.strategy.expected_upload, **extra}
+                like = self.strategy.expected_arrays
         received = self.grid.send_and_receive(sent, timeout=self.admission.timeout_s)
         if self.tamper is not None and expected is not None:
             received = self.tamper(received, expected)
         client_index = getattr(self.grid, "client_index", None)
-        return self.admission.admit(sent, received, expected, extra, client_index)
+        return self.admission.admit(sent, received, like, extra, client_index)
 
     def _draw(self, replies: AdmittedReplies) -> Iterable[Message]:
         """Return what the strategy gets: ours draw their replies lazily, others expect a list."""

@@ -157,6 +157,9 @@ class Run:
             "privacy": self.simulation.protection.statement().to_json(),
         }
         self.folder.write_end(model, summary)
+        found = self.simulation.findings(model)
+        if found is not None:
+            self.folder.write_findings(found.to_json())
         if spent:
             raise spent
 

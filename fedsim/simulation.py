@@ -35,11 +35,13 @@ from fedsim.models.bags import OnBags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model
 from fedsim.models.dropout import replace_dropout
+from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
+from fedsim.query import Findings, QueryStrategy, Released, check_scenario
 from fedsim.records import Params
 from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
@@ -190,6 +192,8 @@ class Simulation:
     @cached_property
     def model(self) -> nn.Module:
         """The model, initialised from the scenario's seed."""
+        if self.asking is not None:
+            return self._released(self.asking)
         key = seeds.sequence(self.settings.seed, 0, seeds.SERVER, "model")
         data = self.dataset.as_a_model_sees_it()
         with torch.random.fork_rng():
@@ -202,17 +206,38 @@ class Simulation:
             return model
         return OnBags(model, len(data.input_shape), self.dataset.bags.places)
 
+    def _released(self, asking: QueryStrategy) -> nn.Module:
+        """Return what stands where a model would, for a strategy that asks."""
+        part = build_part(self.config, "model")
+        if not isinstance(part, NoModel):
+            raise ConfigError(
+                f"model._target_: {self._target('model')}, but strategy {self._target('strategy')} "
+                "trains no model; set model=none"
+            )
+        sizes_N = self.partition.sizes(np.arange(self.partition.num_clients))
+        with _about("strategy"):
+            return Released(asking.begin(self.dataset, sizes_N)).to(self.device)
+
+    @cached_property
+    def _strategy(self) -> Strategy:
+        return self._part("strategy", Strategy)
+
+    @property
+    def asking(self) -> QueryStrategy | None:
+        """The strategy, if it asks questions and trains nothing; see `fedsim.query`."""
+        return self._strategy if isinstance(self._strategy, QueryStrategy) else None
+
     @cached_property
     def strategy(self) -> Strategy:
         """The server half; ours also learn who takes part."""
-        strategy = self._part("strategy", Strategy)
+        strategy = self._strategy
         if isinstance(strategy, FedsimStrategy):
             strategy.federation = Federation(
                 num_clients=self.partition.num_clients,
                 seed=self.settings.seed,
                 schedule=self.schedule,
                 evaluate=self._evaluating,
-                layers=layers_of(self.model),
+                layers=None if self.asking else layers_of(self.model),
                 lr_at=self.work.lr_at,
                 trainable=lambda: self.runtime.trainable,
             )
@@ -226,6 +251,12 @@ class Simulation:
     @cached_property
     def protection(self) -> Protection:
         """The privacy mechanism of this run."""
+        if self.asking is not None and not self.privacy_part.protects_answers:
+            raise ConfigError(
+                f"privacy={self._target('privacy')}: protects what comes of training, and strategy "
+                f"{self._target('strategy')} trains nothing; use privacy=none, or a mechanism that "
+                "is made for the strategy"
+            )
         setting = Setting(
             seed=self.settings.seed,
             rounds=self.settings.rounds,
@@ -327,6 +358,14 @@ class Simulation:
             )
         for part in ("runtime", "topology"):
             getattr(self, part)
+        if self.asking is not None:
+            check_scenario(
+                self.asking,
+                rounds=None if self.smoke else self.settings.rounds,
+                settings=rules,
+                holdout=self.partition_part.holdout,
+                attacked=self.attackers.tamper is not None or self.attackers.targets is not None,
+            )
 
     @cached_property
     def loop(self) -> RoundLoop:
@@ -391,7 +430,13 @@ class Simulation:
         whom = self.settings.evaluation.clients
         return "cohort" if self.smoke and whom == "all" else whom
 
+    def findings(self, release: Params) -> Findings | None:
+        """Return what a run has found, if its strategy asks."""
+        return None if self.asking is None else self.asking.findings(release, self.dataset)
+
     def _score(self, params: Params) -> dict[str, float]:
+        if self.asking is not None:
+            return self.asking.score(params, self.dataset)
         data, size = self.dataset, self.settings.evaluation.batch_size
         count = self.smoke.test_samples if self.smoke else len(data.test_y)
         return evaluate(self.runtime, params, data.test_x[:count], data.test_y[:count], size)

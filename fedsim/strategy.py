@@ -174,7 +174,7 @@ class FedsimStrategy(Strategy, abc.ABC):
         admitted = replies
         if not isinstance(admitted, Replies):
             admitted = Admission().admit(
-                self._sent, replies, self._round.params, self.expected_upload
+                self._sent, replies, self.expected_arrays, self.expected_upload
             )
         params = self.aggregate(self._round, admitted)
         return to_record(params, zero_copy=self._zero_copy), _metric_record(admitted)
@@ -222,6 +222,11 @@ class FedsimStrategy(Strategy, abc.ABC):
         """Log the strategy's settings, as Flower's `start` asks for."""
         for field in fields(self):  # type: ignore[arg-type]
             log.info("%s.%s = %r", type(self).__name__, field.name, getattr(self, field.name))
+
+    @property
+    def expected_arrays(self) -> Mapping[str, Tensor]:
+        """What admission expects in this round's replies where a model goes: one like this."""
+        return self._round.params
 
     @property
     def expected_upload(self) -> Mapping[str, Tensor]:

@@ -9,10 +9,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim import __version__
+from fedsim.client.answers import answered
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate_client, train_client
 from fedsim.errors import ConfigError
 from fedsim.records import (
+    ANSWER,
     ARRAYS,
     CLIENT_ARRAYS,
     CONFIG,
@@ -58,6 +60,12 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
             told=cast(Mapping[str, Scalar], config),
         )
         content = reply_content(result.params, result.metrics, result.upload, zero_copy=zero_copy)
+        return Message(content, reply_to=message)
+
+    @app.query(ANSWER)
+    def answer(message: Message, context: Context) -> Message:
+        client = _addressed(message, context)
+        content = answered(find, message, context, client, zero_copy=zero_copy)
         return Message(content, reply_to=message)
 
     @app.evaluate()

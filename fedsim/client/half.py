@@ -141,6 +141,9 @@ class ClientHalf:
     full_gradient: bool = False
     """Whether `context.gradient` is wanted; it costs a pass over the client's samples."""
 
+    queried: bool = False
+    """Whether it answers questions and needs no model; see `fedsim.query`."""
+
     takes_bags: bool = False
     """Whether a sample may be a bag (`Dataset.bags`): x `[B, k, ...]`, outputs `[B, k, ...]`."""
 

@@ -122,6 +122,8 @@ class ClientRuntime:
         Some of Flower's strategies send float64 whatever they were given.
         """
         device = self.dataset.train_x.device
+        if self.half.queried:  # a question, whose names and dtypes are its own
+            return {name: tensor.to(device) for name, tensor in params.items()}
         return {name: tensor.to(device, self.dtypes[name]) for name, tensor in params.items()}
 
     def apply(self, params: Params, x: Tensor) -> Tensor:

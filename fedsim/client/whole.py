@@ -52,7 +52,8 @@ class Cohort:
     """K clients of one round, as `ClientHalf.run` sees them.
 
     Attributes:
-        start: The model as they received it.
+        clients: Who they are, int64 `[K]`.
+        start: The model as they received it; or the question.
         arrays: Their own `client-arrays`, name -> `[K, ...]`.
         told: The configuration that came with the model.
         server_round: 1, 2, ...
@@ -71,12 +72,21 @@ class Cohort:
     ) -> None:
         self._runtime = runtime
         self.start, self.arrays, self.told = params, client_arrays, told
-        self.server_round = server_round
+        self.clients, self.server_round = clients, server_round
         self._pool = runtime.pool(clients.tolist())
         self.counts = np.array([len(rows) for rows in self._pool.rows], np.int64)
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    @property
+    def seed(self) -> int:
+        """The scenario's."""
+        return self._runtime.seed
+
+    def inputs(self, row: int) -> Tensor:
+        """Return the samples of one client, `[n, ...]`, without their targets."""
+        return self._pool.x[torch.from_numpy(self._pool.rows[row]).to(self._pool.x.device)]
 
     @property
     def trainable(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.parts import Part
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "items"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,19 @@ class BagLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemLayout:
+    """How items are numbers.
+
+    Attributes:
+        bits: M: an item is in [0, 2^M).
+        names: What each item of the test set stands for, or empty.
+    """
+
+    bits: int
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A train and a test set. Clients hold index ranges into the train set, never copies of it.
 
@@ -39,6 +52,9 @@ class Dataset:
         name: For messages and reports.
         task: `"classification"`: y is int64 `[N]` (or `[N, T]`, one label per position) with
             labels 0..num_outputs-1. `"regression"`: y is float `[N, num_outputs]`.
+            `"items"`: nothing to train on. x is int64 `[N]`, one item per user; the test set is
+            the truth: every item that there is and, as float y, how many users hold it; train y is
+            int64 `[N]`, the item's rank where it is one of the most frequent, else the last class.
         train_x, test_x: Inputs `[N, *input_shape]`: float, scaled for training; or int64 tokens.
         train_y, test_y: Targets, as `task` says.
         num_outputs: Classes, or target columns.
@@ -51,6 +67,7 @@ class Dataset:
             `[N, k, *input_shape]`, of which the first s places are true and the others padding;
             `train_y` is float `[N, num_outputs + 1]`: the mean response (of classes: their shares),
             then s. Individual train responses are nowhere; the test set is as always.
+        items: Of a data set of items.
     """
 
     name: str
@@ -64,6 +81,7 @@ class Dataset:
     class_names: tuple[str, ...] = ()
     num_tokens: int | None = None
     bags: BagLayout | None = None
+    items: ItemLayout | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -106,7 +124,7 @@ class Dataset:
             largest: np.ndarray = y[:, :-1].argmax(1).astype(np.int64)
             return largest
         y = y.reshape(len(y), -1)[:, 0]
-        if self.task == "classification":
+        if self.task != "regression":
             return y.astype(np.int64)
         edges = np.quantile(y, np.linspace(0, 1, 11)[1:-1])
         return np.searchsorted(edges, y, side="right").astype(np.int64)

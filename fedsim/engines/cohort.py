@@ -51,6 +51,9 @@ WITHOUT_RULES = {
 }
 """Levels of a client half that call the model themselves -> what a half that has them replaces."""
 
+ANSWERS = 256
+"""How many clients answer a question at once."""
+
 PlanName = Literal["auto", "rules", "vmap", "sequential"]
 
 
@@ -235,6 +238,8 @@ def choose_trainer(
     """Return (trainer, the plan it follows, why not a faster one); no trainer for `sequential`."""
     if plan == "sequential":
         return None, "sequential", ""
+    if runtime.half.queried:
+        return CohortTrainer(runtime, VmapStep, _no_models), "vmap", ""
     why = ""
     if plan in ("auto", "rules"):
         try:
@@ -248,6 +253,10 @@ def choose_trainer(
     except (RuntimeError, NotImplementedError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         return None, "sequential", f"{why}; torch.func: {first_line}".removeprefix("; ")
+
+
+def _no_models(weights: Params, x: Tensor) -> Tensor:
+    raise RuntimeError("clients that answer questions score no models")
 
 
 def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
@@ -310,6 +319,8 @@ def default_chunk(runtime: ClientRuntime) -> int:
     On a CPU, as many as keep their weights and activations in the cache (16 MiB of them), at least
     4 and at most 64: small models cost dispatch, which clients share; large ones memory traffic.
     """
+    if runtime.half.queried:
+        return ANSWERS
     size, device = bytes_per_client(runtime), runtime.dataset.train_x.device
     if device.type != "cuda":
         return max(4, min(64, 2**24 // size))

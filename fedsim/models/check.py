@@ -23,6 +23,11 @@ def check_model(model: nn.Module, dataset: Dataset) -> None:
         ConfigError: The forward pass fails, or its output is not `[2, num_outputs]`, or
             `[2, T, num_outputs]` where the data set has one class label per position.
     """
+    if dataset.task == "items":
+        raise ConfigError(
+            f"data: data set '{dataset.name}' holds items to be counted, and nothing to train a "
+            "model on; use a strategy that counts (strategy=tap, with model=none), or other data"
+        )
     x = _two_samples(model, dataset)
     received = f"inputs {list(x.shape)} of data set '{dataset.name}'"
     try:

@@ -192,6 +192,9 @@ class PrivacyPart(Part, abc.ABC):
     reads_labels: ClassVar[bool] = False
     """Whether who takes part may depend on the labels that clients hold; no claim covers that."""
 
+    protects_answers: ClassVar[bool] = False
+    """Whether it protects what clients answer to a strategy that asks (`fedsim.query`)."""
+
     @abc.abstractmethod
     def bind(self, setting: Setting) -> Protection:
         """Make the mechanism of one run.
@@ -206,6 +209,7 @@ class NoPrivacy(PrivacyPart):
     """Nothing is protected."""
 
     reads_labels = True
+    protects_answers = True
 
     def bind(self, setting: Setting) -> Protection:
         """See `PrivacyPart.bind`."""

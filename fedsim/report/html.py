@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedsim.files import write_atomic
-from fedsim.report import page, repeat, sections
+from fedsim.report import findings, page, repeat, sections
 from fedsim.report.curves_csv import curves_csv
 from fedsim.report.holdings import holdings_png
 from fedsim.report.measures import headline, show, word
@@ -42,6 +42,7 @@ def render(data: RunData) -> str:
         sections.top(data, head),
         sections.problems(data),
         sections.curves(data, head),
+        findings.findings(data.findings),
         sections.decomposition(data),
         sections.privacy(data),
         sections.audit(data),

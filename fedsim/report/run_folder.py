@@ -52,6 +52,7 @@ class RunData:
         holdings: Who holds what; None if not written (yet).
         privacy: The privacy statement, verbatim; None if not written (yet).
         summary: What the run wrote at its end; empty before.
+        findings: What a run of questions has found; empty without any.
         audit: What an audit found, line by line; empty without one.
         audit_png: Its picture; None without one.
         problems: What is missing or damaged, in words.
@@ -66,6 +67,7 @@ class RunData:
     holdings: Holdings | None
     privacy: str | None
     summary: dict[str, Any]
+    findings: dict[str, Any]
     audit: tuple[str, ...]
     audit_png: bytes | None
     problems: tuple[str, ...]
@@ -100,6 +102,7 @@ class RunData:
             holdings=reader.holdings(),
             privacy=statement if isinstance(statement, str) and statement.strip() else None,
             summary=summary,
+            findings=reader.json("findings.json", needed=False),
             audit=_sentences(reader.json("audit.json", needed=False).get("words")),
             audit_png=reader.png("audit.png"),
             problems=tuple(reader.problems),
