@@ -1,0 +1,1 @@
+"""Differentially private sums that answer similarity queries; see `base`."""
