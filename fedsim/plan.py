@@ -30,7 +30,8 @@ class CostPlan:
         round_seconds: One measured training round on this device, after a first one as warm-up.
         total_seconds: Estimate for all rounds; evaluation on the test set included.
         flops: Floating-point operations of training and central evaluation, of the model's matrix
-            products and convolutions; those of plain SGD, whatever a strategy adds.
+            products and convolutions; those of plain SGD, whatever a strategy adds, and 0 of one
+            that asks.
         chunk: How many clients train at once; 1 where the engine has no chunks.
         chunk_bytes: What these hold in memory, about.
         engine: How the engine runs the cohort.
@@ -84,11 +85,14 @@ def plan(simulation: Simulation) -> CostPlan:
     evaluated = 0.0 if fused else evaluations * evaluating[settings.evaluation.clients]
     size: float = sum(t.numel() * t.element_size() for t in params.values())
     asking = simulation.asking
-    each = size if asking is None else asking.exchanged / 2
+    carried = size if asking is None else asking.exchanged / 2
     trained = settings.rounds * cohort
-    each = flops(simulation.runtime)
-    visited = samples_per_client(simulation.runtime, simulation.schedule, rounds)
-    tested = evaluations * len(simulation.dataset.test_y) if settings.evaluation.central else 0
+    computed = 0.0
+    if asking is None:
+        each = flops(simulation.runtime)
+        visited = samples_per_client(simulation.runtime, simulation.schedule, rounds)
+        tested = evaluations * len(simulation.dataset.test_y) if settings.evaluation.central else 0
+        computed = trained * visited * each.training + tested * each.forward
     claim = simulation.protection.planned()
     hops = simulation.topology.hops()
     return CostPlan(
@@ -98,10 +102,10 @@ def plan(simulation: Simulation) -> CostPlan:
         parameters=sum(t.numel() for t in params.values()),
         model_bytes=int(size),
         messages=round(2 * (trained + evaluated)),
-        megabytes=hops * each * (2 * trained + evaluated) / 1e6,
+        megabytes=hops * carried * (2 * trained + evaluated) / 1e6,
         round_seconds=seconds[1],
         total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
-        flops=trained * visited * each.training + tested * each.forward,
+        flops=computed,
         chunk=chunk,
         chunk_bytes=memory,
         engine=_engine(simulation),

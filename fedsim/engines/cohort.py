@@ -333,6 +333,8 @@ def default_chunk(runtime: ClientRuntime) -> int:
 def bytes_per_client(runtime: ClientRuntime) -> int:
     """Return the bytes of one client's weights, and of its layers' outputs on one batch."""
     params, x = runtime.initial_params(), runtime.dataset.train_x
+    if runtime.half.queried:  # no model: what is asked for has its size
+        return max(1, sum(t.nbytes for t in params.values()))
     outputs: list[Tensor] = []
 
     def note(module: nn.Module, inputs: object, output: object) -> None:

@@ -227,7 +227,7 @@ def test_files(text: str) -> None:
     _config_or_error(lambda: Config.from_yaml(text))
 
 
-@FAST
+@settings(FAST, max_examples=max(10, EXAMPLES // 4))
 @given(
     start=st.sampled_from([STARTS[0], STARTS[2], STARTS[3]]),
     at=st.floats(0, 1),
