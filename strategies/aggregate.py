@@ -102,8 +102,8 @@ class EasyLLP(ClientHalf):
             return super().sample_losses(task, outputs, y)
         if task == "regression":
             raise no_classes("easyllp")
-        weight_BkC = self.weights(y[:, :-1], y[:, -1:]).unsqueeze(1) * shares(outputs, y)
-        return -(weight_BkC * F.log_softmax(outputs, -1)).sum((1, 2))
+        weight_BkC = self.weights(y[..., :-1], y[..., -1:]).unsqueeze(-2) * shares(outputs, y)
+        return -(weight_BkC * F.log_softmax(outputs, -1)).sum((-2, -1))
 
     def weights(self, mean_BC: Tensor, size_B1: Tensor) -> Tensor:
         """Return w, `[B, C]`: s ȳ + (1 − s) p."""
@@ -112,39 +112,51 @@ class EasyLLP(ClientHalf):
 
     def priors(self, count_BC: Tensor, size_B1: Tensor) -> Tensor:
         """Return p of each bag, `[B, C]`, or of all of them, `[C]`."""
-        if len(self.prior) != count_BC.shape[1]:
+        classes = count_BC.shape[-1]
+        if len(self.prior) != classes:
             raise ConfigError(
-                f"prior: {list(self.prior)} is not of this data set's {count_BC.shape[1]} classes; "
-                "give one number for each, or null"
+                f"prior: {list(self.prior)} is not of the {classes} classes of this data; give "
+                "one number for each, or null"
             )
         return count_BC.new_tensor(self.prior)
 
 
 @dataclass(frozen=True)
 class EasyLLPOfOthers(EasyLLP):
-    """The same with the prior from the other bags of a batch, so that its losses hang together."""
+    """The same with the prior from the other bags of a batch, so that its losses hang together.
+
+    All of it also takes many clients' batches, with their axis first.
+    """
 
     prior: tuple[float, ...] = ()
 
     def criterion(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
         return self.sample_losses(context.task, outputs, batch.y).mean()
 
+    def criteria(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
+        y = batch.y
+        if in_bags(outputs, y):
+            return self.sample_losses(context.task, outputs, y).mean(1)
+        alone = self.sample_losses(context.task, outputs.flatten(0, 1), y.flatten(0, 1))
+        return alone.view(y.shape[:2]).mean(1)
+
     def priors(self, count_BC: Tensor, size_B1: Tensor) -> Tensor:
-        if len(count_BC) == 1:
+        if count_BC.shape[-2] == 1:
             return count_BC / size_B1
-        return (count_BC.sum(0) - count_BC) / (size_B1.sum(0) - size_B1)
+        total_1C, total_11 = count_BC.sum(-2, keepdim=True), size_B1.sum(-2, keepdim=True)
+        return (total_1C - count_BC) / (total_11 - size_B1)
 
 
 def in_bags(outputs: Tensor, y: Tensor) -> bool:
     """Whether a sample is a bag, rather than one sample with its own response."""
-    return outputs.dim() == 3 and y.is_floating_point() and y.dim() == 2
+    return y.is_floating_point() and outputs.dim() == y.dim() + 1
 
 
 def shares(outputs: Tensor, y: Tensor) -> Tensor:
     """Return what each place counts in its bag's mean: 1/s, or 0 in padding; `[B, k, 1]`."""
-    size_B1 = y[:, -1:]
-    true_Bk = torch.arange(outputs.shape[1], device=y.device) < size_B1
-    return (true_Bk / size_B1).unsqueeze(2)
+    size_B1 = y[..., -1:]
+    true_Bk = torch.arange(outputs.shape[-2], device=y.device) < size_B1
+    return (true_Bk / size_B1).unsqueeze(-1)
 
 
 def no_classes(kind: str) -> ConfigError:

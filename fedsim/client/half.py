@@ -159,6 +159,15 @@ class ClientHalf:
         """Return the batch's loss, a scalar, from the model's outputs `[B, ...]`."""
         return self.sample_losses(context.task, outputs, batch.y).mean()
 
+    def criteria(self, outputs: Tensor, batch: Batch, context: ClientContext) -> Tensor:
+        """Return the `criterion` of A clients' batches, `[A]`, from outputs and y `[A, B, ...]`.
+
+        Need not be overridden: the cohort engine maps `criterion` over clients. A half that
+        overrides `criterion` and has a cheaper form for all clients at once gives it here;
+        `context.arrays` are then `[A, ...]`.
+        """
+        raise NotImplementedError("the default half has no form of its own")
+
     def loss(self, params: Params, batch: Batch, context: ClientContext) -> Tensor:
         """Return the batch's loss, a scalar; by default, the criterion of one forward pass."""
         return self.criterion(context.model(params, batch.x), batch, context)

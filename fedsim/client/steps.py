@@ -229,16 +229,18 @@ class RuleStep(CohortStep):
     def _criterion(self, outputs: Tensor, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
         """Return the half's criterion per client; it sees its true batch, so lengths group."""
         outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
-        losses_A = outputs.new_zeros(len(lengths))
+        losses_A, half = outputs.new_zeros(len(lengths)), self.runtime.half
 
         def one(z: Tensor, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor) -> Tensor:
-            context = self.context(arrays, steps)
-            return self.runtime.half.criterion(z, Batch(x=xb, y=yb), context)
+            return half.criterion(z, Batch(x=xb, y=yb), self.context(arrays, steps))
 
         groups = length_groups(lengths, y.device)
         for length, index in groups:
             z, xb, yb = (t[index, :length] for t in (outputs_AB, x, y))
-            own_A: Tensor = torch.vmap(one)(z, xb, yb, *self.own(index))
+            if half.overrides("criteria"):
+                own_A = half.criteria(z, Batch(x=xb, y=yb), self.context(*self.own(index)))
+            else:
+                own_A = torch.vmap(one)(z, xb, yb, *self.own(index))
             if len(groups) == 1:  # all of them: an assignment would be differentiated, too
                 return own_A
             losses_A[index] = own_A

@@ -132,6 +132,23 @@ def test_easyllp_weights_have_the_mean_of_the_labels(known):
         assert error < 0.02
 
 
+@pytest.mark.parametrize("bags", [1, 4])
+def test_clients_taken_together_are_as_each_alone(bags):
+    half = EasyLLPOfOthers()
+    alone, stacked = [], []
+    for seed in range(3):
+        z, b = batch("classification", seed)
+        alone.append(half.criterion(z[:bags], Batch(x=z, y=b.y[:bags]), Context("classification")))
+        stacked.append((z[:bags], b.y[:bags]))
+    z, y = (torch.stack(part) for part in zip(*stacked, strict=True))
+    found = half.criteria(z, Batch(x=z, y=y), Context("classification"))
+    assert torch.allclose(found, torch.stack(alone), rtol=1e-12, atol=0)
+    labels = torch.arange(3 * bags).view(3, bags) % 3  # samples that are no bags
+    found = half.criteria(z[:, :, 0], Batch(x=z, y=labels), Context("classification"))
+    expected = [F.cross_entropy(z[a, :, 0], labels[a]) for a in range(3)]
+    assert torch.allclose(found, torch.stack(expected), rtol=1e-12, atol=0)
+
+
 def test_noisy_shares_are_put_back_on_the_simplex():
     noisy = torch.tensor([[0.3, -0.4, 0.9], [-1.0, -1.0, -0.1], [0.25, 0.25, 0.5]])
     expected = torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
@@ -225,5 +242,5 @@ def test_what_is_refused():
         with pytest.raises(ConfigError, match="class proportions"):
             value(kind, "regression", z, b)
     z, b = batch("classification")
-    with pytest.raises(ConfigError, match="this data set's 3 classes"):
+    with pytest.raises(ConfigError, match="3 classes of this data"):
         value("easyllp", "classification", z, b, prior=[0.5, 0.5])
