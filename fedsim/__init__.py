@@ -5,9 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from fedsim.notebook import Run
+
+__all__ = ["load", "run"]
 __version__ = "0.1.0"
 
 
@@ -34,3 +40,19 @@ def _check_siblings() -> None:
 
 
 _check_siblings()
+
+
+def run(
+    scenario: str, overrides: Sequence[str] = (), *, smoke: bool = False, progress: bool = True
+) -> Run:
+    """Run a scenario to its end; see `fedsim.notebook.run`."""
+    from fedsim import notebook  # here, as it imports torch, and `fedsim list` does not
+
+    return notebook.run(scenario, overrides, smoke=smoke, progress=progress)
+
+
+def load(path: Path | str) -> Run:
+    """Return a run from its folder; see `fedsim.notebook.load`."""
+    from fedsim import notebook
+
+    return notebook.load(path)

@@ -13,6 +13,8 @@ import typer
 from fedsim.commands import options
 from fedsim.commands.auditing import audit
 from fedsim.commands.deploying import deploy
+from fedsim.commands.examining import doctor
+from fedsim.commands.exporting import export
 from fedsim.commands.listing import list_
 from fedsim.commands.making import new
 from fedsim.commands.planning import plan
@@ -35,7 +37,9 @@ app.command(context_settings=options.LOOSE)(audit)
 app.command(context_settings=options.LOOSE)(deploy)
 app.command("list", context_settings=options.LOOSE)(list_)
 app.command()(report)
+app.command()(export)
 app.command()(new)
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.errors import BudgetError
+from fedsim.lifecycle import Run
 from fedsim.progress import Display
 from fedsim.report import html
 from fedsim.rounds import RoundReport
-from fedsim.run import Run
 
 
 def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:

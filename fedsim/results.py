@@ -51,7 +51,7 @@ SMOKE = "--smoke"
 """The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
 
 _METRICS = ("train", "clients", "central", "diagnostics")
-_PACKAGES = (
+PACKAGES = (
     "flwr",
     "torch",
     "opacus",
@@ -336,7 +336,7 @@ def check_unchanged(started: Config, asked: Config) -> None:
 def environment(device: torch.device, seed: int, command: Sequence[str]) -> dict[str, Any]:
     """Return what a reader needs to repeat a run: versions, machine, code, command."""
     versions = {}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ from fedsim.decomposition import AGGREGATION, LOCAL, LOSS, SHIFT, Decomposition
 from fedsim.engines.cohort import Cohort
 from fedsim.engines.in_process import InProcess
 from fedsim.errors import ConfigError
+from fedsim.lifecycle import Run
 from fedsim.models.cnn import CNN
 from fedsim.models.linear import LinearModel
 from fedsim.models.mlp import MLP
@@ -23,7 +24,6 @@ from fedsim.records import Chunk
 from fedsim.report.html import write_report
 from fedsim.results import RunFolder
 from fedsim.rounds import Evaluation, RoundLoop
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from fedsim.strategy import Federation, FedsimStrategy
 from strategies.fedau import FedAU

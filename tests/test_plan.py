@@ -45,9 +45,7 @@ def test_operations_by_hand() -> None:
 
 def test_memory_of_a_chunk_and_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = of("rounds=2", "engine.chunk=7")
-    outputs = (
-        10 * 4 * (64 + 200 + 200 + 10)
-    )  # flatten, linear, activation, linear; batch of 10
+    outputs = 10 * 4 * (64 + 200 + 200 + 10)  # flatten, linear, activation, linear; batch of 10
     assert (cost.chunk, cost.chunk_bytes) == (7, 2 * 7 * (BYTES + outputs))
     monkeypatch.setattr("fedsim.effort.free_bytes", lambda device: 2 * 5 * (BYTES + outputs) + 1)
     with pytest.raises(ConfigError, match=r"^engine.chunk: 7 clients .*; engine\.chunk=5 fits$"):

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from fedsim.config import Config, compose
 from fedsim.errors import ConfigError, ResumeError
+from fedsim.lifecycle import Run
 from fedsim.results import STATIC, RunFolder, check_unchanged, json_line
 from fedsim.rounds import RoundReport
-from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
 
 SMALL = ["device=cpu", "model=linear", "client.epochs=1", "rounds=8", "checkpoint.every=3"]

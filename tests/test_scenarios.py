@@ -20,9 +20,9 @@ from fedsim import catalog
 from fedsim.config import build_part, compose
 from fedsim.engines import ray_start
 from fedsim.errors import DataError
+from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
 from tests.contract._discover import EVERYBODY
 

@@ -23,12 +23,12 @@ from fedsim.drive import run_rounds
 from fedsim.engines.base import LocalGrid
 from fedsim.errors import BudgetError, ConfigError
 from fedsim.files import write_atomic
+from fedsim.lifecycle import Run
 from fedsim.progress import Display
 from fedsim.protection.base import Line, Protection
 from fedsim.protection.ledger import LEDGER
 from fedsim.report.html import write_report
 from fedsim.results import MODEL, RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from fedsim.commands import options
 from fedsim.errors import ResumeError
 
 if TYPE_CHECKING:
-    from fedsim.run import Run
+    from fedsim.lifecycle import Run
 
 
 def run(
@@ -30,8 +30,8 @@ def run(
     """Run a scenario: thousands of virtual clients in this process."""
     with options.errors(debug):
         from fedsim.config import compose
+        from fedsim.lifecycle import Run
         from fedsim.results import RunFolder
-        from fedsim.run import Run
         from fedsim.simulation import Simulation, Smoke
 
         scenario, rest = options.scenario(overrides)
@@ -58,8 +58,8 @@ def resume(
         from fedsim.config import compose
         from fedsim.config.overrides import parse
         from fedsim.deploy.sitting import is_deployed
+        from fedsim.lifecycle import Run
         from fedsim.results import RunFolder, check_unchanged
-        from fedsim.run import Run
         from fedsim.simulation import Simulation
 
         opened = RunFolder.open(folder)

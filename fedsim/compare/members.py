@@ -146,7 +146,7 @@ def _grouped(members: Sequence[Member], differ: Sequence[str], skipped: int) -> 
     for member, run in zip(members, shown, strict=True):
         axes = {k: v for k, v in run.entry.point.axes.items() if k != SEED}
         groups.setdefault(tuple(axes.items()), []).append(member)
-    names = _names([setting.axes for setting in settings])
+    names = _names([setting.axes for setting in settings]) or [members[0].data.name]
     made = tuple(
         Group(name=name, setting=setting, members=tuple(group))
         for name, setting, group in zip(names, settings, groups.values(), strict=True)
@@ -204,9 +204,9 @@ def _with_axes(entry: Entry, axes: dict[str, str]) -> Entry:
 
 
 def _names(axes: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return short names, each once: the values alone where the key goes without saying."""
+    """Return short names, each once; none if there is nothing to tell apart."""
     if len(axes) == 1:
-        return ["the only setting"]
+        return []
     names = []
     for number, each in enumerate(axes, start=1):
         words = [v if k in GROUPS else f"{k.rpartition('.')[2]}={v}" for k, v in each.items()]

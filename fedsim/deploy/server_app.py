@@ -18,8 +18,8 @@ from fedsim.deploy import server_lines
 from fedsim.drive import drive
 from fedsim.engines import recipe
 from fedsim.errors import FedsimError
+from fedsim.lifecycle import Run
 from fedsim.results import RunFolder, check_unchanged
-from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
 
 app = ServerApp()

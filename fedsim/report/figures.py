@@ -111,13 +111,19 @@ def svg(
     return _inline(buffer.getvalue(), name)
 
 
+def drawn(size: tuple[float, float], draw: Callable[[Figure], None]) -> Figure:
+    """Return a picture as a figure on white, for a notebook or a file."""
+    with style():
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        draw(figure)
+    return figure
+
+
 def png(size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
     """Draw a picture as the content of a PNG file; equal data give equal bytes."""
     buffer = io.BytesIO()
-    with style(), matplotlib.rc_context({"figure.facecolor": "white"}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    with style():
+        drawn(size, draw).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from fedsim.config import compose
 from fedsim.drive import drive
 from fedsim.errors import BudgetError, FedsimError, ResumeError
+from fedsim.lifecycle import Run
 from fedsim.progress import Display
 from fedsim.results import CONFIG, OVERRIDES, SUMMARY, RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from fedsim.sweep.outcome import read_json
 

@@ -8,8 +8,8 @@ import torch
 
 from fedsim.config import compose
 from fedsim.errors import ConfigError
+from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from tests.helpers import distance
 from tests.strategies._toy import equal

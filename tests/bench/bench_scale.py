@@ -45,8 +45,8 @@ def run_here(num_clients: int, rounds: int, root: str, started: float) -> Figure
         started: When the process was started, as `time.time()` tells.
     """
     from fedsim.config import compose
+    from fedsim.lifecycle import Run
     from fedsim.results import RunFolder
-    from fedsim.run import Run
     from fedsim.simulation import Simulation
 
     words = [f"partition.num_clients={num_clients}", f"rounds={rounds}", "device=cpu"]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from fedsim.lifecycle import Run
 from fedsim.rounds import RoundLoop
-from fedsim.run import Run
 from tests.commands._calls import HOME, TINY, call, runs, sha, start
 
 LONG = ["scenario=quickstart", "device=cpu", "client.epochs=1", "rounds=100000",

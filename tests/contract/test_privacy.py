@@ -15,11 +15,11 @@ from fedsim.cli import app
 from fedsim.config import compose
 from fedsim.errors import BudgetError, ConfigError, ResumeError
 from fedsim.files import sha256
+from fedsim.lifecycle import Run
 from fedsim.plan import plan
 from fedsim.progress import describe
 from fedsim.protection.ledger import LEDGER, Ledger
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
 from tests.helpers import RAGGED, distance, shares
 
@@ -139,7 +139,7 @@ def _cheap_folders(monkeypatch):
         (folder / "report.html").write_text("a report")
         return folder / "report.html"
 
-    monkeypatch.setattr("fedsim.run.environment", lambda *args: {})
+    monkeypatch.setattr("fedsim.lifecycle.environment", lambda *args: {})
     monkeypatch.setattr("fedsim.report.html.write_report", write_report)
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from fedsim.config import compose
 from fedsim.files import sha256
+from fedsim.lifecycle import Run
 from fedsim.records import Params
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from tests.contract._discover import EVERYBODY, NAMES
 from tests.helpers import distance

@@ -16,8 +16,8 @@ from fedsim.deploy import client_app, server_app, server_lines
 from fedsim.deploy.sitting import configure
 from fedsim.engines import recipe, remote
 from fedsim.errors import FedsimError, ResumeError, TooFewClientsError
+from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from tests.engines._nodes import Clock, Nodes
 

@@ -21,10 +21,10 @@ from fedsim.deploy.local import LocalDeployment, descendants
 from fedsim.deploy.sitting import DeployedError, Sitting, configure
 from fedsim.deploy.submission import SuperLinkError
 from fedsim.files import sha256
+from fedsim.lifecycle import Run
 from fedsim.progress import JsonLines
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ from fedsim.deploy.commands import Link
 from fedsim.deploy.local import LocalDeployment, free_port
 from fedsim.deploy.sitting import Sitting, configure
 from fedsim.files import sha256
+from fedsim.lifecycle import Run
 from fedsim.progress import JsonLines
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 
 pytestmark = pytest.mark.slow

@@ -26,11 +26,11 @@ from fedsim.config import compose
 from fedsim.engines import ray_start
 from fedsim.engines.ray_cohort import OUTSTANDING, PARTS, Answer, RayCohort, RayCohortGrid
 from fedsim.errors import ConfigError
+from fedsim.lifecycle import Run
 from fedsim.models.linear import LinearModel
 from fedsim.records import Instructions, Params, to_record
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from fedsim.sweep import front
 from fedsim.sweep.folder import SweepFolder

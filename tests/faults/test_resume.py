@@ -29,8 +29,8 @@ import numpy as np
 import pytest
 
 from fedsim.config import compose
+from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 
 HERE = Path(__file__)

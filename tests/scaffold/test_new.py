@@ -58,7 +58,7 @@ def test_what_is_new_passes_its_own_tests_and_runs(checkout: Path) -> None:
         "-k",
         "brand_new and not every_part",
     )
-    assert "9 passed" in out  # 1 and 2 of their own; two engines, one expectation, three first lines
+    assert "9 passed" in out  # own 1 + 2; 2 engines, 1 expectation, 3 first lines
 
 
 @pytest.mark.nightly

@@ -164,8 +164,8 @@ def words_of(point: Point) -> tuple[str, list[str]]:
 def job(point: Point) -> dict[str, Any]:
     """Run one point, its ledger included, and return what it came to."""
     from fedsim.config import compose
+    from fedsim.lifecycle import Run
     from fedsim.results import RunFolder
-    from fedsim.run import Run
     from fedsim.simulation import Simulation
 
     scenario, words = words_of(point)
