@@ -9,9 +9,10 @@ many local rounds again for BVR-L-SGD), δ = 1e-5, one record replaced.
     adult        logistic regression on the 123 binary inputs                      d = 248
 
 All methods are tuned by the same rule, for each (data, ε, R) and each of two measures, the training
-loss and ‖∇f‖² (both the mean over the last tenth of the run): at R = 500 the setting of `grid` with
-the smallest mean over the tuning seeds; at R = 2000 the same among the `KEPT` best of R = 500 for
-that measure, each with η and η / 2. Then the winners run with other seeds, the same for all.
+loss and ‖∇f‖² (both the mean over the last tenth of the run): at R = 500 the settings of `grid` are
+screened with one seed, and the `KEPT` best compared by their means over three others; at R = 2000
+the winner of R = 500 is compared with itself at η / 2. Then the winners run with five other seeds,
+the same for all methods. The cost of tuning in privacy is not charged.
 
 The runs are made by a twin of the strategies, many settings and seeds at once, in float32 on one
 thread. It is first compared with the strategies themselves, in float64 and with the same noise.
@@ -32,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -50,9 +52,9 @@ HERE = Path(__file__).parent
 RUNS_FILE = HERE / "comparison.jsonl"
 EPSILONS, ROUNDS, DELTA = (0.5, 1.0, 3.0, 5.0), (500, 2000), 1e-5
 CLIENTS, HIDDEN = 10, 10
-TUNING, REPORTED = (1000,), tuple(range(5))
-"""Seeds that settings are chosen by, and others that are reported."""
-KEPT = 2
+SCREENING, TUNING, REPORTED = (1000,), (1001, 1002, 1003), tuple(range(5))
+"""Seeds that settings are screened by, those that they are chosen by, and those reported."""
+KEPT = 3
 MEASURES = ("loss", "gradient")
 
 
@@ -173,6 +175,8 @@ Noise = Callable[[int, int, int], Tensor]
 
 
 def torch_noise(size: int) -> Noise:
+    """Return noise that is the same for all settings of a seed."""
+
     def noise(seed: int, server_round: int, step: int) -> Tensor:
         return torch.randn(size, generator=generators[seed])
 
@@ -211,7 +215,8 @@ def run_many(
     """Run settings with equal R, T, K and m, for several seeds each.
 
     Args:
-        loss, test: The train and test records.
+        loss: The train records.
+        test: The test records; None for none.
         points: The settings.
         run_seeds: Seeds.
         levels: (setting, seed) -> z1, z2, z3.
@@ -482,24 +487,35 @@ class Results:
                 self.found[task.name, epsilon, point, runs] = scores
 
     def best(
-        self, task: str, epsilon: float, points: Sequence[Point], measure: str, count: int = 1
+        self, task: str, epsilon: float, points: Sequence[Point], measure: str, runs: Sequence[int]
     ) -> list[Point]:
-        """Return the settings with the smallest mean over the tuning seeds."""
-        keys = [(task, epsilon, p, TUNING) for p in points]
+        """Return settings in the order of their means over some seeds."""
+        keys = [(task, epsilon, p, tuple(runs)) for p in points]
         means = [float(np.mean(self.found[key][measure])) for key in keys]
-        return [points[i] for i in np.argsort(means, kind="stable")[:count]]
+        return [points[i] for i in np.argsort(means, kind="stable")]
 
-    def candidates(self, task: str, epsilon: float, method: str, rounds: int, measure: str) -> list[Point]:  # noqa: E501  # fmt: skip
-        """Return what is tried for a measure."""
+    def winner(
+        self, task: Task, epsilon: float, method: str, rounds: int, measure: str, run: bool = True
+    ) -> Point:
+        """Return the setting that is chosen.
+
+        What is missing for it is run, or, if not `run`, a KeyError.
+        """
         if rounds == ROUNDS[0]:
-            return grid(task, method, rounds)
-        short = grid(task, method, ROUNDS[0])
-        scale = rounds // ROUNDS[0]
-        return [
-            replace(p, rounds=rounds, restart=1 if p.restart == 1 else scale * p.restart, lr=lr)
-            for p in self.best(task, epsilon, short, measure, KEPT)
-            for lr in (p.lr, p.lr / 2)
-        ]
+            points = grid(task.name, method, rounds)
+            if run:
+                self.of(task, epsilon, points, SCREENING)
+            points = self.best(task.name, epsilon, points, measure, SCREENING)[:KEPT]
+        else:
+            short = self.winner(task, epsilon, method, ROUNDS[0], measure, run)
+            every = short.restart * rounds // ROUNDS[0] if short.restart > 1 else 1
+            points = [
+                replace(short, rounds=rounds, restart=every, lr=lr)
+                for lr in (short.lr, short.lr / 2)
+            ]
+        if run:
+            self.of(task, epsilon, points, TUNING)
+        return self.best(task.name, epsilon, points, measure, TUNING)[0]
 
 
 def main() -> None:
@@ -512,15 +528,103 @@ def main() -> None:
             raise SystemExit("the twin is not the strategy")
     results = Results()
     tasks = [Task(name) for name in sys.argv[1:] or NORMS]
-    for rounds, task, epsilon in product(ROUNDS, tasks, EPSILONS):
+    for rounds, task, epsilon, method in product(ROUNDS, tasks, EPSILONS, METHODS):
+        chosen = [results.winner(task, epsilon, method, rounds, measure) for measure in MEASURES]
+        results.of(task, epsilon, list(dict.fromkeys(chosen)), REPORTED)
+        print(rounds, task.name, epsilon, method, *chosen, sep="  ", flush=True)
+    tell(results)
+    draw(results)
+
+
+Cell = tuple[str, int, float, str]
+"""Data, R, ε, measure."""
+
+
+def winners(results: Results) -> dict[Cell, dict[str, tuple[Point, np.ndarray, np.ndarray]]]:
+    """Return each method's setting, scores `[S]`, test losses `[S]`, where all three have run."""
+    found: dict[Cell, dict[str, tuple[Point, np.ndarray, np.ndarray]]] = {}
+    for data, rounds, epsilon, measure in product(NORMS, ROUNDS, EPSILONS, MEASURES):
+        cell = {}
         for method in METHODS:
-            winners = []
-            for measure in MEASURES:
-                points = results.candidates(task.name, epsilon, method, rounds, measure)
-                results.of(task, epsilon, points, TUNING)
-                winners += results.best(task.name, epsilon, points, measure)
-            results.of(task, epsilon, list(dict.fromkeys(winners)), REPORTED)
-            print(rounds, task.name, epsilon, method, *winners, sep="  ", flush=True)
+            try:
+                point = results.winner(Task(data), epsilon, method, rounds, measure, run=False)
+                scores = results.found[data, epsilon, point, REPORTED]
+            except KeyError:
+                continue
+            cell[method] = (point, np.array(scores[measure]), np.array(scores["test_loss"]))
+        if len(cell) == len(METHODS):
+            found[data, rounds, epsilon, measure] = cell
+    return found
+
+
+def ratio(one_S: np.ndarray, other_S: np.ndarray) -> tuple[float, float, float]:
+    """Return the geometric mean of one over the other, paired by seed, and its 95 % interval."""
+    log_S = np.log(one_S) - np.log(other_S)
+    half = student.ppf(0.975, len(log_S) - 1) * log_S.std(ddof=1) / math.sqrt(len(log_S))
+    low, mid, high = np.exp(log_S.mean() + np.array([-half, 0.0, half]))
+    return float(low), float(mid), float(high)
+
+
+def tell(results: Results) -> None:
+    """Print README.md's tables."""
+    cells = winners(results)
+    tally: dict[tuple[str, str, str], list[int]] = {}
+    for data, rounds, measure in product(NORMS, ROUNDS, MEASURES):
+        some = {e: cells[data, rounds, e, measure] for e in EPSILONS if (data, rounds, e, measure) in cells}  # noqa: E501  # fmt: skip
+        if not some:
+            continue
+        print(f"\n{data}, R = {rounds}, {measure}\n")
+        heads = [*METHODS, *(f"{m} / DP-GD [95 %]" for m in METHODS[1:]), "settings"]
+        print("| ε | " + " | ".join(heads) + " |\n| ---: |" + " ---: |" * 5 + " --- |")
+        for epsilon, cell in some.items():
+            base_S, words = cell["DP-GD"][1], []
+            for method in METHODS[1:]:
+                low, mid, high = ratio(cell[method][1], base_S)
+                words.append(f"{mid:.2f} [{low:.2f}, {high:.2f}]")
+                counts = tally.setdefault((data, measure, method), [0, 0, 0])
+                counts[0 if high < 1 else 2 if low > 1 else 1] += 1
+            means = [f"{cell[method][1].mean():.3g}" for method in METHODS]
+            points = "; ".join(str(cell[method][0]) for method in METHODS)
+            print("| " + " | ".join([f"{epsilon:g}", *means, *words, points]) + " |")
+            tests = [f"{cell[method][2].mean():.4g}" for method in METHODS]
+            print(f"<!-- test loss {tests} -->")
+    for (data, measure, method), (better, even, worse) in tally.items():
+        print(f"{data}, {measure}: {method} better {better}, undecided {even}, worse {worse}")
+
+
+def draw(results: Results) -> None:
+    """Draw the paired ratios to DP-GD over ε."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cells = winners(results)
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained", sharex=True)
+    for (row, data), (column, measure) in product(enumerate(NORMS), enumerate(MEASURES)):
+        axis = axes[row, column]
+        axis.axhline(1, color="grey", linewidth=0.8)
+        lines = product(zip(METHODS[1:], ("tab:blue", "tab:green"), strict=True), ROUNDS)
+        for shift, ((method, colour), rounds) in enumerate(lines):
+            here = [e for e in EPSILONS if (data, rounds, e, measure) in cells]
+            if not here:
+                continue
+            each = [cells[data, rounds, e, measure] for e in here]
+            values = np.array([ratio(cell[method][1], cell["DP-GD"][1]) for cell in each]).T
+            axis.errorbar(
+                np.array(here) * 1.03 ** (shift - 1.5), values[1],
+                yerr=[values[1] - values[0], values[2] - values[1]], color=colour, capsize=3,
+                linestyle="-" if rounds == ROUNDS[0] else "--", marker="o", markersize=3,
+                label=f"{method}, R = {rounds}",
+            )  # fmt: skip
+        what = "training loss" if measure == "loss" else "‖∇f‖²"
+        axis.set(xscale="log", yscale="log", title=f"{data}: {what}, ratio to DP-GD")
+        axis.set_xticks(EPSILONS, [f"{e:g}" for e in EPSILONS])
+        axis.minorticks_off()
+    axes[0, 0].legend(fontsize=8)
+    for axis in axes[1]:
+        axis.set_xlabel("ε at δ = 1e-5 (replace one)")
+    figure.savefig(HERE / "comparison.png", dpi=120)
 
 
 if __name__ == "__main__":

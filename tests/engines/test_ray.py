@@ -132,11 +132,14 @@ def test_flowers_engine_ends_with_the_same_bits(address: str) -> None:
 
 
 @with_ray
-def test_clients_that_do_their_work_whole_end_with_the_same_bits(address: str) -> None:
-    """With noise of the server's, and with each client's own."""
+@pytest.mark.parametrize("strategy", ["diff2", "bvr_l_sgd"])
+def test_clients_that_do_their_work_whole_end_with_the_same_bits(
+    strategy: str, address: str
+) -> None:
+    """With each client's own noise, on its sums and its steps."""
     words = [
         *("rounds=3", "model.hidden=[4]", "partition.num_clients=5", "participation=full"),
-        *("strategy=diff2", "strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
+        *(f"strategy={strategy}", "strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
         *("partition.holdout=0.2", "evaluation.clients=cohort"),
     ]
     there = ["engine=ray", f"engine.address={address}", "engine.num_cpus=2"]

@@ -18,7 +18,7 @@ from privacy.diff2_schedule import Releases, published, published_epsilon, tight
 from privacy.events import Event, Gaussian
 from strategies.bvr_l_sgd import BvrLSGD
 from strategies.diff2 import Diff2
-from tests.helpers import regression
+from tests.helpers import RAGGED, regression
 from tests.privacy._dp import private_runtime, setting
 from tests.strategies._toy import Masks, Nodes, Stacked, chunk, federate, model
 
@@ -107,6 +107,16 @@ def test_the_plan_says_noise_split_and_cost():
     for part in ("10 restarts (N sigma1", "90 rounds (N sigma2", "rho", "80% of the budget"):
         assert part in words
     assert "replacing one example" in words and "no sampling" in words
+    strategy = Diff2(restart=10)
+    held = private_runtime(
+        *(regression(), LinearModel(), Diff2DP(epsilon=3.0)),
+        half=strategy.client_half,
+        strategy=strategy,
+        rounds=100,
+    )
+    plan, words = held.protection.schedule, str(held.protection.planned())  # N is known now
+    for name, noise in (("sigma1", plan.restart_noise), ("sigma2", plan.difference_noise)):
+        assert f", {name} = {noise / sum(RAGGED):.4g}, rho {2 / noise**2:.3g} each" in words
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,20 @@ from flwr.app import ConfigRecord
 
 import fedsim.client.whole as whole
 from fedsim.client.whole import Cohort
+from fedsim.config import compose
 from fedsim.data.dataset import Dataset
 from fedsim.engines.cohort import Cohort as CohortEngine
 from fedsim.engines.in_process import InProcess
-from fedsim.errors import BudgetError, ConfigError
+from fedsim.errors import BudgetError, ConfigError, DataError
 from fedsim.models.linear import LinearModel
 from fedsim.models.mlp import MLP
 from fedsim.participation.sampling import Poisson
 from fedsim.partition.base import ArrayPartition
 from fedsim.records import to_record
+from fedsim.simulation import Simulation
 from privacy.diff2 import Diff2DP
 from strategies.diff2 import Diff2
-from tests.helpers import Everyone, make_runtime, regression, run, shares
+from tests.helpers import Everyone, distance, make_runtime, regression, run, shares
 from tests.privacy._dp import private_runtime, setting
 from tests.strategies._toy import Masks, Nodes, Stacked, chunk, federate, model
 
@@ -131,6 +133,56 @@ def test_a_record_whose_gradient_is_not_finite_counts_as_zero():
     _, (report,) = run(runtime, InProcess(), strategy=strategy, rounds=1)
     assert report.admitted == [0, 1, 2, 3]
     assert all(torch.isfinite(t).all() for t in strategy.seen[0][1].values())
+
+
+REAL = {
+    "california": ["data=california_housing", "data.target=max"],
+    "adult": ["data=adult"],
+    "sparse binary": ["data=adult_binary"],
+    "digits": ["data=digits"],
+    "made up": ["data=ill_conditioned", "data.samples=500"],
+}
+MODELS = {
+    "linear": ["model=linear"],  # least squares, or logistic
+    "softplus": ["model=mlp", "model.hidden=[10]", "model.activation=softplus"],
+}
+LOSSES = [
+    ("california", "softplus"),
+    pytest.param("adult", "softplus", marks=pytest.mark.nightly),
+    ("sparse binary", "linear"),
+    ("digits", "linear"),
+    ("digits", "softplus"),
+    ("made up", "linear"),
+]
+
+
+@pytest.mark.parametrize(("data", "loss"), LOSSES)
+def test_every_loss_descends_by_its_gradient_on_every_data_set(data, loss):
+    """Least squares, logistic and the softplus network, against plain full-batch descent."""
+    words = [
+        *(*REAL[data], *MODELS[loss], "partition=iid", "partition.num_clients=4", "rounds=2"),
+        *("participation=full", "strategy=diff2", "strategy.clip_gradients=1e9", "device=cpu"),
+        *("strategy.clip_differences=1e9", "precision=float64", "evaluation.central=false"),
+    ]
+    simulation = Simulation(compose("quickstart", words))
+    try:
+        runtime = simulation.runtime
+    except DataError as error:
+        if "is missing; looked" not in str(error) and "is needed, and no data" not in str(error):
+            raise
+        pytest.skip(str(error))
+    x, y = simulation.dataset.train_x, simulation.dataset.train_y
+    params = runtime.initial_params()
+    *_, (end, _) = simulation.loop.run(params)
+    for _ in range(2):
+        leaves = {name: tensor.requires_grad_() for name, tensor in params.items()}
+        outputs = runtime.apply(leaves, x)
+        of = torch.nn.functional.cross_entropy if y.dtype == torch.int64 else torch.nn.MSELoss()
+        grads = torch.autograd.grad(of(outputs, y), list(leaves.values()))
+        params = {
+            n: (p - 0.1 * g).detach() for (n, p), g in zip(leaves.items(), grads, strict=True)
+        }
+    assert distance(end, params) < 1e-10
 
 
 # --- noise ---------------------------------------------------------------------------------------
