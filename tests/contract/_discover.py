@@ -15,7 +15,6 @@ LINEAR_ONLY = {"least_squares"}
 """A closed form for one linear layer: no toy model has it. tests/strategies has its own tests."""
 
 
-
 def spec(name: str) -> dict[str, object]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
