@@ -2,7 +2,7 @@
 
     server  asks a group of users, drawn independently of their items, about public candidates
     user    answers once in the whole run, through an ε-LDP oracle that the question alone chooses
-    party     (a client: a device with one user, or a site with many) adds up what the reports support
+    party   (a client: one user's device, or a site of many) adds up what the reports support
 
 Claim: everything that the users send in a whole run is ε-DP for one user's item, δ = 0, replacing
 one item by any other, candidates or not. Groups do not depend on items. The server may choose

@@ -26,8 +26,8 @@ OracleName = Literal["auto", "adaptive", "krr", "oue", "subset", "hadamard", "ol
 def choose(name: OracleName, epsilon: float, candidates: np.ndarray) -> Oracle:
     """Return an oracle; `auto`: that of least variance for rare candidates, up to 2 %.
 
-    Of several, the first of `ORACLES`, which is the cheapest. `adaptive`: k-RR or OUE, as in most of
-    the literature, both of which are quick for any number of users. A function of public things.
+    Of several, the first of `ORACLES`, which is the cheapest. `adaptive`: k-RR or OUE, as in most
+    of the literature, both of which are quick for any number of users. Depends on public things.
     """
     if name not in ("auto", "adaptive"):
         return ORACLES[name](epsilon, candidates)

@@ -9,10 +9,13 @@ Every finished run is a line of runs.jsonl; what is there is not run again.
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from fedsim.config import compose
+from fedsim.config import Config, compose
 from fedsim.report import figures
 from fedsim.report.findings import DrawnGraph, draw_graph
 from fedsim.simulation import Simulation
@@ -34,7 +37,7 @@ DATA = {
     "synthetic": ["data=zipf"],
     "synthetic-30": ["data=zipf", "data.common=0.3"],
     "baby_names": ["data=baby_names", "data.users=2000000"],
-    "shakespeare": ["data=shakespeare_words", "data.min_words=1000"],
+    "shakespeare": ["data=shakespeare_words", "data.min_words=2000"],
 }
 LEVELS = {"synthetic": (12, 5), "synthetic-30": (12, 5)}
 """g and gs; elsewhere 24 and 10."""
@@ -80,13 +83,21 @@ def words(data: str, seed: int, k: int, epsilon: float, method: str, parties: in
     ]
 
 
+@cache
+def composed(data: str, method: str, parties: int) -> Config:
+    """Return the configuration of a method, of which runs change seed, k and epsilon."""
+    return compose("base", words(data, 0, 10, 4.0, method, parties))
+
+
 class Runner:
     """Keeps the data set of the seed at hand, and its users in the order of their levels."""
 
     def __init__(self) -> None:
         self.key: tuple[str, int] = ("", -1)
 
-    def run(self, data: str, seed: int, k: int, epsilon: float, method: str) -> list[dict[str, Any]]:
+    def run(
+        self, data: str, seed: int, k: int, epsilon: float, method: str
+    ) -> list[dict[str, Any]]:
         """Run one point; return its line, and those of smaller k where they follow from it."""
         drawn = 0 if data == "shakespeare" else seed
         if (data, drawn) != self.key:
@@ -115,7 +126,11 @@ class Runner:
     def simulation(self, data: str, seed: int, k: int, epsilon: float, method: str) -> Simulation:
         """Make a run on the data at hand."""
         parties = self.partition.num_clients
-        simulation = Simulation(compose("base", words(data, seed, k, epsilon, method, parties)))
+        base = composed(data, method, parties)
+        values = copy.deepcopy(base.values)
+        values["seed"], values["strategy"]["k"] = seed, k
+        values["privacy"]["epsilon"] = epsilon
+        simulation = Simulation(dataclasses.replace(base, values=values))
         simulation.dataset, simulation.partition = self.dataset, self.partition
         descent = getattr(simulation.runtime.half, "descent", None)
         if descent is not None:

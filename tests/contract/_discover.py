@@ -17,7 +17,6 @@ LINEAR_ONLY = {"least_squares"}
 EVERYBODY = {"diff2", "dp_gd", "bvr_l_sgd"}
 """They refuse clients that are drawn."""
 
-
 def spec(name: str) -> dict[str, object]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
