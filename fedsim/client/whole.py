@@ -88,6 +88,10 @@ class Cohort:
         """Return the samples of one client, `[n, ...]`, without their targets."""
         return self._pool.x[torch.from_numpy(self._pool.rows[row]).to(self._pool.x.device)]
 
+    def targets(self, row: int) -> Tensor:
+        """Return the targets of the samples of one client, `[n, ...]`."""
+        return self._pool.y[torch.from_numpy(self._pool.rows[row]).to(self._pool.y.device)]
+
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors that are trained."""
