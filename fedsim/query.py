@@ -93,7 +93,7 @@ class Findings:
                     "nodes": {name: list(node) for name, node in g.nodes.items()},
                     "edges": [list(edge) for edge in g.edges],
                     "layers": dict(g.layers),
-                    "kinds": dict(g.kinds),
+                    "kinds": [list(pair) for pair in g.kinds.items()],
                 }
                 for g in self.graphs
             ],

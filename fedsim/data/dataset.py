@@ -38,10 +38,13 @@ class ItemLayout:
     Attributes:
         bits: M: an item is in [0, 2^M).
         names: What each item of the test set stands for, or empty.
+        listed: A list of items that is public and holds all that can occur, int64; None where the
+            items are not known beforehand.
     """
 
     bits: int
     names: tuple[str, ...] = ()
+    listed: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,17 +103,16 @@ def draw_graph(axes: Axes, graph: DrawnGraph) -> None:
 def layout(graph: DrawnGraph) -> dict[str, tuple[float, float]]:
     """Return where each node goes: its layer from the left, children near their parents."""
     drawn = nx.DiGraph()
-    for node in graph.nodes:
-        drawn.add_node(node, layer=graph.layers[node])
+    drawn.add_nodes_from(graph.nodes)
     drawn.add_edges_from(graph.edges)
     # In the order of a walk from the roots, so that no two edges of a tree cross.
     roots = sorted(n for n, degree in drawn.in_degree() if degree == 0)
-    order = [n for root in roots for n in nx.dfs_preorder_nodes(drawn, root)]
-    ordered = nx.DiGraph()
-    for node in order:
-        ordered.add_node(node, layer=graph.layers[node])
-    at = nx.multipartite_layout(ordered, subset_key="layer")
-    return {str(node): (float(x), float(-y)) for node, (x, y) in at.items()}
+    layers: dict[int, list[str]] = {}
+    for root in roots:
+        for node in nx.dfs_preorder_nodes(drawn, root):
+            layers.setdefault(graph.layers[node], []).append(node)
+    at = nx.multipartite_layout(drawn, subset_key=layers)
+    return {str(node): (float(x), -float(y)) for node, (x, y) in at.items()}
 
 
 def _widths(layers: Mapping[str, int]) -> list[int]:
@@ -129,7 +128,7 @@ def _graph(content: Mapping[str, Any]) -> DrawnGraph:
     edges = [(str(a), str(b)) for a, b in content["edges"]]
     if set(layers) != set(nodes) or any(end not in nodes for edge in edges for end in edge):
         raise ValueError("the graph's parts do not fit each other")
-    kinds = {str(k): str(words) for k, words in content["kinds"].items()}
+    kinds = {str(kind): str(words) for kind, words in content["kinds"]}
     return DrawnGraph(nodes=nodes, edges=edges, layers=layers, kinds=kinds)
 
 

@@ -8,22 +8,34 @@ from pathlib import Path
 import yaml
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.query import QueryStrategy
+
 FOLDER = Path(__file__).parents[2] / "scenarios" / "strategy"
 LINEAR_ONLY = {"least_squares"}
 """A closed form for one linear layer: no toy model has it. tests/strategies has its own tests."""
-
-NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - LINEAR_ONLY)
 
 
 def spec(name: str) -> dict[str, object]:
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
+def kind(name: str) -> type[Strategy]:
+    module, _, cls = str(spec(name)["_target_"]).rpartition(".")
+    found: type[Strategy] = getattr(import_module(module), cls)
+    return found
+
+
+QUERIES = sorted(p.stem for p in FOLDER.glob("*.yaml") if issubclass(kind(p.stem), QueryStrategy))
+"""Those that ask questions and train nothing: tests/contract/test_queries.py."""
+
+NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - LINEAR_ONLY - set(QUERIES))
+
+
 def make(name: str, **changes: object) -> Strategy:
     """Make one strategy with the values of its file."""
     fields = {**spec(name), **changes}
-    module, _, cls = str(fields.pop("_target_")).rpartition(".")
-    return getattr(import_module(module), cls)(**fields)
+    del fields["_target_"]
+    return kind(name)(**fields)
 
 
 def is_ours(name: str) -> bool:

@@ -36,6 +36,10 @@ UNIFORM = ["participation=uniform", "participation.clients_per_round=5"]
 FULL = ["participation=full"]
 NOISE = ["privacy.epsilon=null", "privacy.noise_multiplier=1.0"]
 BAGS = ["data=bags", "data.size=2", "data.clip=2", "strategy=aggregate"]
+ITEMS = ["data=zipf", "data.sizes=[40,62]", "data.items=20", "data.bits=8", "model=none",
+         "participation=full"]  # fmt: skip
+ASK = {"local_reports", "sample_threshold"}
+"""What these protect is asked; no model is trained."""
 ONCE = {"label_dp", "aggregate_labels"}
 """What these protect is released once, before the first round."""
 DP_SGD = [*NOISE, "privacy.sample_rate=0.5", *BERNOULLI]
@@ -49,6 +53,8 @@ PLAIN = {
     "distributed_dp": [*NOISE, *FULL],
     "diff2": [*NOISE, *FULL, "strategy=diff2", "strategy.restart=2"],
     "aggregate_labels": [*BAGS, *BERNOULLI],
+    "local_reports": [*ITEMS, "strategy=pem", "strategy.levels=3"],
+    "sample_threshold": [*ITEMS, "strategy=triehh", "strategy.levels=3"],
 }
 """One case of each; a mechanism that is not here is tried with the values of its file."""
 

@@ -1,0 +1,82 @@
+"""Unary encodings: optimised (OUE), and symmetric (SUE), which is basic RAPPOR.
+
+Wang et al. 2017 (arXiv:1705.04421); Erlingsson, Pihur & Korolova 2014 (arXiv:1407.6981).
+
+    a value is the unit vector e_v of D bits, ⊥ the zero vector; each bit is reported by itself:
+    P[1 | 1] = p,  P[1 | 0] = q
+    OUE:  p = 1/2,                      q = 1/(e^ε + 1)
+    SUE:  p = e^{ε/2}/(e^{ε/2} + 1),    q = 1 − p
+
+Claim. Two candidates' vectors differ in two bits, a candidate's and ⊥'s in one. One bit's ratios:
+p/q and (1−q)/(1−p). OUE: (e^ε + 1)/2 and 2e^ε/(e^ε + 1), each <= e^ε, and their product e^ε.
+SUE: e^{ε/2} each. ∎
+
+The sum of n reports: bits are independent, so C_v = Bin(n_v, p) + Bin(n − n_v, q), independent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from privacy.frequency_oracles.base import Oracle
+from privacy.frequency_oracles.coins import Coins
+
+
+class Unary(Oracle):
+    """A report is D bits, bool `[D]`."""
+
+    def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
+        places, one = self.places(values), np.arange(self.size)
+        probability = np.where(places[:, None] == one, self.p, self.q)
+        bits: np.ndarray = coins.uniform((len(values), self.size)) < probability
+        return bits
+
+    def supports(self, reports: np.ndarray) -> np.ndarray:
+        counts: np.ndarray = reports.sum(axis=0, dtype=np.int64)
+        return counts
+
+    def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
+        held = self.histogram(values)[: self.size]
+        total: np.ndarray = coins.binomial(held, self.p) + coins.binomial(
+            len(values) - held, self.q
+        )
+        return total
+
+    @property
+    def report_bits(self) -> float:
+        return float(self.size)
+
+    def pmf(self) -> np.ndarray:
+        self.check_enumerable(2.0**self.size)
+        y, v = self.outcomes(), np.eye(self.size + 1, dtype=bool)[:, : self.size]
+        one = np.where(v[:, None, :], self.p, self.q)
+        law: np.ndarray = np.where(y, one, 1 - one).prod(axis=2)
+        return self.with_silence(law)
+
+    def outcomes(self) -> np.ndarray:
+        codes = np.arange(2**self.size)
+        bits: np.ndarray = (codes[:, None] >> np.arange(self.size)) & 1 == 1
+        return bits
+
+
+class OUE(Unary):
+    """Optimised: the bit that is set costs nothing, those that are not are many."""
+
+    name = "oue"
+
+    def __init__(self, epsilon: float, candidates: np.ndarray) -> None:
+        super().__init__(epsilon, candidates)
+        self.p, self.q = 0.5, 1 / (math.exp(epsilon) + 1)
+
+
+class SUE(Unary):
+    """Symmetric."""
+
+    name = "sue"
+
+    def __init__(self, epsilon: float, candidates: np.ndarray) -> None:
+        super().__init__(epsilon, candidates)
+        self.p = 1 / (1 + math.exp(-epsilon / 2))
+        self.q = 1 - self.p

@@ -1,0 +1,183 @@
+"""F1 and NCR of federated heavy hitters over epsilon and k, against every baseline.
+
+    FEDSIM_DATA=FOLDER python results/heavy_hitters/reproduce.py        # runs what is missing
+    python results/heavy_hitters/reproduce.py --draw                    # tables and pictures only
+
+Every finished run is a line of runs.jsonl; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+from fedsim.config import Config, compose
+from fedsim.report import figures
+from fedsim.report.findings import DrawnGraph, draw_graph
+from fedsim.simulation import Simulation
+from strategies.heavy_hitters import measures
+
+matplotlib.use("Agg")
+HERE = Path(__file__).parent
+RUNS = HERE / "runs.jsonl"
+
+DATA = {
+    "synthetic": ["data=zipf"],
+    "synthetic-30": ["data=zipf", "data.common=0.3"],
+    "baby_names": ["data=baby_names", "data.users=2000000"],
+    "shakespeare": ["data=shakespeare_words", "data.min_words=2000"],
+}
+LEVELS = {"synthetic": (12, 5), "synthetic-30": (12, 5)}
+"""g and gs; elsewhere 24 and 10."""
+METHODS = ("gtf", "fedpem", "tap", "taps", "pem", "histogram", "triehh")
+EPSILONS = (1.0, 2.0, 3.0, 4.0, 5.0)
+KS = {"synthetic": (10,), "synthetic-30": (10,)}
+SEEDS = {"synthetic": 16, "synthetic-30": 16}
+ORACLE = {"synthetic": "krr", "synthetic-30": "krr"}
+"""Elsewhere k-RR or OUE, whichever varies less."""
+LISTS = ("histogram", "triehh")
+"""Methods that find the same whatever k is: one run with the largest gives all."""
+
+
+def points() -> Iterator[tuple[str, int, int, float, str]]:
+    """Yield (data, seed, k, epsilon, method): all of one seed before the next."""
+    for seed in range(max(SEEDS.values())):
+        for data in DATA:
+            if seed >= SEEDS.get(data, 10):
+                continue
+            for k in KS.get(data, (40, 20, 10)):
+                for epsilon in EPSILONS:
+                    for method in METHODS:
+                        yield data, seed, k, epsilon, method
+
+
+def words(data: str, seed: int, k: int, epsilon: float, method: str, parties: int) -> list[str]:
+    """Return the overrides of one run."""
+    levels, shared = LEVELS.get(data, (24, 10))
+    levels = 1 if method == "histogram" else levels
+    rounds = {"fedpem": 1, "tap": shared + 1, "taps": shared + parties}.get(method, levels)
+    private = ["privacy=local_reports", f"privacy.oracle={ORACLE.get(data, 'adaptive')}"]
+    if method == "triehh":
+        private = ["privacy=sample_threshold"]
+    return [
+        *DATA[data],
+        *([f"data.seed={seed}"] if data != "shakespeare" else []),
+        *("model=none", "partition=natural", "partition.column=party", "participation=full"),
+        *(f"strategy={method}", f"strategy.k={k}", f"strategy.levels={levels}"),
+        *([f"strategy.shared_levels={shared}"] if method in ("tap", "taps") else []),
+        *private,
+        *(f"privacy.epsilon={epsilon}", f"rounds={rounds}", f"seed={seed}", "device=cpu"),
+        "evaluation.every=100000",
+    ]
+
+
+@cache
+def composed(data: str, method: str, parties: int) -> Config:
+    """Return the configuration of a method, of which runs change seed, k and epsilon."""
+    return compose("base", words(data, 0, 10, 4.0, method, parties))
+
+
+class Runner:
+    """Keeps the data set of the seed at hand, and its users in the order of their levels."""
+
+    def __init__(self) -> None:
+        self.key: tuple[str, int] = ("", -1)
+
+    def run(
+        self, data: str, seed: int, k: int, epsilon: float, method: str
+    ) -> list[dict[str, Any]]:
+        """Run one point; return its line, and those of smaller k where they follow from it."""
+        drawn = 0 if data == "shakespeare" else seed
+        if (data, drawn) != self.key:
+            first = Simulation(compose("base", words(data, drawn, 10, 4.0, "pem", 4)))
+            self.dataset, self.key = first.dataset, (data, drawn)
+            self.partition = first.partition
+            self.orders: dict[tuple[int, str], Any] = {}
+        simulation = self.simulation(data, seed, k, epsilon, method)
+        started = time.process_time()
+        *_, (release, report) = simulation.loop.run(simulation.runtime.initial_params())
+        spent = time.process_time() - started
+        true, held = measures.true_counts(self.dataset, int(release["bits"]) or 1)
+        found = []
+        for each in KS.get(data, (10, 20, 40)) if method in LISTS else (k,):
+            items, counts = (release[name][:each].numpy() for name in ("items", "counts"))
+            found.append(
+                {
+                    **{"data": data, "seed": seed, "k": each, "epsilon": epsilon},
+                    **{"method": method, **report.central},
+                    **measures.scores(items, counts, true, held, each),
+                    **{"rounds": simulation.last_round, "seconds": round(spent, 3)},
+                }
+            )
+        return found
+
+    def simulation(self, data: str, seed: int, k: int, epsilon: float, method: str) -> Simulation:
+        """Make a run on the data at hand."""
+        parties = self.partition.num_clients
+        base = composed(data, method, parties)
+        values = copy.deepcopy(base.values)
+        values["seed"], values["strategy"]["k"] = seed, k
+        values["privacy"]["epsilon"] = epsilon
+        simulation = Simulation(dataclasses.replace(base, values=values))
+        simulation.dataset, simulation.partition = self.dataset, self.partition
+        descent = getattr(simulation.runtime.half, "descent", None)
+        if descent is not None:
+            kind = method if method in ("gtf", "histogram") else "equal"
+            # Which user reports at which level depends on seed and shares alone.
+            descent._items = self.orders.setdefault((seed, kind), {})
+            for other in [key for key in self.orders if key[0] != seed]:
+                del self.orders[other]
+        return simulation
+
+
+def main() -> None:
+    """Run what is missing, then draw."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if not given.draw:
+        done = {key(line) for line in lines()}
+        runner, began = Runner(), time.monotonic()
+        with RUNS.open("a") as file:
+            for point in points():
+                if point in done or time.monotonic() - began > given.seconds:
+                    continue
+                for line in runner.run(*point):
+                    file.write(json.dumps(line) + "\n")
+                    done.add(key(line))
+                file.flush()
+    draw()
+
+
+def key(line: dict[str, Any]) -> tuple[str, int, int, float, str]:
+    """Return which point a line is of."""
+    return line["data"], line["seed"], line["k"], line["epsilon"], line["method"]
+
+
+def lines() -> list[dict[str, Any]]:
+    """Return the finished runs."""
+    if not RUNS.is_file():
+        return []
+    return [json.loads(text) for text in RUNS.read_text().splitlines()]
+
+
+def draw() -> None:
+    """Write tables.md and the pictures."""
+
+
+if __name__ == "__main__":
+    main()
