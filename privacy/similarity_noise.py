@@ -3,14 +3,14 @@
 One sum over all records is released, once:  S = Σ_k Σ_{x of client k} φ(x) + noise.
 
 Claim: (ε, δ)-DP for one record, or ε-DP for Laplace noise. φ is public, and bounds what a record
-can do to S; each summary proves its bound (`privacy.similarity`). Everything else is post-processing:
+can do to S; each summary proves its bound (`privacy.similarity`). All else is post-processing:
 any number of queries, any choice of them.
     replace_one  each client's number of records is public anyway: it stays as it is
     add_remove   the same numbers are taken as public, which the statement says
 
 trust:  central      the server adds the noise
         distributed  each client adds a share, N(0, (z C)²/m): of the sum of ≥ m shares the noise
-                     has at least the claimed size. With fewer nothing is released. Gaussian noise only
+                     has at least the claimed size. With fewer nothing is released. Gaussian only
         local        each client adds all of it to its own sum, which protects its records from
                      everybody; the sum of P clients has √P times the noise
 

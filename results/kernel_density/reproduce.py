@@ -1,6 +1,8 @@
 """Error, time and accuracy of private similarity queries: the runs behind README.md.
 
-    FEDSIM_DATA=... python results/kernel_density/reproduce.py classes time density size width baselines
+    FEDSIM_DATA=... python results/kernel_density/reproduce.py KIND ...
+
+KINDs are classes, time, density, size, width and baselines.
 
 Appends to runs.jsonl what is not yet in it, one line a run; without an argument, draws the pictures
 and writes tables.md. One process, one thread; about half an hour of CPU for everything.

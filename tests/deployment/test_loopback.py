@@ -32,6 +32,13 @@ STRATEGIES = {
     "fedadam": ["strategy=fedadam", "participation=full", "partition.holdout=0.2"],
     "diff2": ["strategy=diff2", "strategy.restart=2", "participation=full"],
 }
+ASKED = {
+    "kernel_density": [
+        *("model=none", "strategy=kernel_density", "strategy.features=64", "participation=full"),
+        *("rounds=1", f"partition.num_clients={NODES}"),
+    ],
+}
+"""Those that ask questions."""
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +53,12 @@ def weights(folder: Path) -> str:
     return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in tensors))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *ASKED])
 def test_three_rounds_end_with_the_same_weights(
     deployment: LocalDeployment, strategy: str, tmp_path: Path
 ) -> None:
-    words = [*SMALL, *STRATEGIES[strategy], f"output.root={tmp_path}"]
+    trained = [*SMALL, *STRATEGIES.get(strategy, [])]
+    words = [*ASKED.get(strategy, trained), f"output.root={tmp_path}"]
     here = compose("quickstart", [*words, "engine=in_process"])
     local = Run(simulation=Simulation(here), folder=RunFolder.create(here))
     reports = list(local.start())
