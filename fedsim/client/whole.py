@@ -92,6 +92,10 @@ class Cohort:
         """Return the samples of client k of the cohort, as `batches` takes them."""
         return self._pool.rows[k]
 
+    def targets(self, row: int) -> Tensor:
+        """Return the targets of the samples of one client, `[n, ...]`."""
+        return self._pool.y[torch.from_numpy(self._pool.rows[row]).to(self._pool.y.device)]
+
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors that are trained."""

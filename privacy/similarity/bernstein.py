@@ -124,7 +124,8 @@ class Bernstein(Summary):
         return self._weights(y_QD) @ prepared["sums"]
 
     def gain(self, y_QD: Tensor) -> Tensor:
-        return self._iterated(self._weights(y_QD), transposed=True).norm(dim=1)
+        found: Tensor = self._iterated(self._weights(y_QD), transposed=True).norm(dim=1)
+        return found
 
     def exact(self, x_ND: Tensor, y_QD: Tensor) -> Tensor:
         return kernel_sums(x_ND, y_QD, self.kernel, self.bandwidth)

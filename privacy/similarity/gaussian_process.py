@@ -104,7 +104,10 @@ class GaussianProcess(Summary):
         """L with L L' = K + λI."""
         gram = self._values(self._points)
         gram = (gram + gram.T) / 2
-        return torch.linalg.cholesky(gram + JITTER * torch.eye(self.size, dtype=torch.float64))
+        found: Tensor = torch.linalg.cholesky(
+            gram + JITTER * torch.eye(self.size, dtype=torch.float64)
+        )
+        return found
 
     def _where(self, y_QD: Tensor) -> Tensor:
         """Return which of the points each query is.

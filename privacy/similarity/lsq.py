@@ -10,7 +10,8 @@ Quantization", ICML 2023), for exp(−‖z‖²/σ²) in few dimensions. Space i
 over cells whose centre is within squared distance ρ + D/4 of y; ρ = Θ(log εn).
 
 Sensitivity: one record has features in one cell, Σ_j Π|r_d|^(j_d) ≤ (Σ_j 2^−j)^D =
-(2 − 2^(1−ρ))^D in L1, and (Σ_j 4^−j)^(D/2) ≤ (4/3)^(D/2) in L2. Replacing: two such vectors, twice that.
+(2 − 2^(1−ρ))^D in L1, and (Σ_j 4^−j)^(D/2) ≤ (4/3)^(D/2) in L2. Replacing: two such vectors,
+twice that.
 
 Shapes: N records, Q queries, D inputs, C = cells^D, F = C ρ^D.
 
@@ -103,7 +104,8 @@ class LSQ(Summary):
 
     def l2(self, relation: Relation) -> float:
         one = ((1 - 0.25**self.order) / 0.75) ** (self.dimension / 2)
-        return one if relation == "add_remove" else 2 * one
+        found: float = one if relation == "add_remove" else 2 * one
+        return found
 
     def _axes(self, y_QD: Tensor) -> Tensor:
         """Return h_j(t)/j! of every axis, cell along it and order, `[Q, D, cells, ρ]`."""

@@ -84,11 +84,13 @@ class InnerProduct(Summary):
         return y_QD.double() @ prepared["sums"] * self.radius
 
     def gain(self, y_QD: Tensor) -> Tensor:
-        return y_QD.double().norm(dim=1) * self.radius
+        found: Tensor = torch.linalg.vector_norm(y_QD.double(), dim=1) * self.radius
+        return found
 
     def exact(self, x_ND: Tensor, y_QD: Tensor) -> Tensor:
         inside = into_ball(x_ND, self.radius).double() * (self.radius / 2**INPUT_BITS)
-        return y_QD.double() @ inside.sum(0)
+        found: Tensor = y_QD.double() @ inside.sum(0)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ class SquaredDistance(Summary):
 
     def gain(self, y_QD: Tensor) -> Tensor:
         square = (y_QD.double() / self.radius).square().sum(1)
-        return (1 + 4 * square).sqrt() * self.radius**2
+        return torch.sqrt(1 + 4 * square) * self.radius**2
 
     def exact(self, x_ND: Tensor, y_QD: Tensor) -> Tensor:
         inside = into_ball(x_ND, self.radius).double() * (self.radius / 2**INPUT_BITS)
@@ -189,7 +191,8 @@ class EvenPower(Summary):
         return self._weights(y_QD) @ prepared["sums"] + prepared["count"] * offset
 
     def gain(self, y_QD: Tensor) -> Tensor:
-        return self._weights(y_QD).norm(dim=1)
+        found: Tensor = self._weights(y_QD).norm(dim=1)
+        return found
 
     def exact(self, x_ND: Tensor, y_QD: Tensor) -> Tensor:
         return power_sums(self._inside(x_ND) * self.radius, y_QD, self.power)

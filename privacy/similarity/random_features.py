@@ -121,7 +121,8 @@ class RandomFeatures(Summary):
         x = steps(x_ND, self.bound).double()
         turns = ((x @ high).long() & _MASK) << LOW_BITS
         turns += (x @ low).long() + phase
-        return (turns & _MASK) >> (TURN_BITS - TABLE_BITS)
+        found: Tensor = (turns & _MASK) >> (TURN_BITS - TABLE_BITS)
+        return found
 
     def _look_up(self, x_ND: Tensor, table: Tensor) -> Tensor:
         places = self._places(x_ND)

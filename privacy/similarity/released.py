@@ -32,6 +32,9 @@ from privacy.similarity.noise import Noise
 SUMS, PUBLIC = "sums.safetensors", "release.json"
 FORMAT = 1
 
+SUMS_NAME, COUNT, NOISE, PUBLIC_BYTES = "sums", "count", "noise", "summary"
+"""Of a run's release: S, n, (0 none | 1 laplace | 2 gaussian, scale), the summary's JSON."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
@@ -141,6 +144,39 @@ class Released:
                 f"{folder}: no release can be read from it ({error}); it needs {SUMS} and {PUBLIC} "
                 "as `save` wrote them"
             ) from error
+
+    @classmethod
+    def of_run(cls, release: Mapping[str, Tensor], statement: Mapping[str, Any]) -> Released:
+        """Make it of what a run of strategy=kernel_density ends with, in place of a model.
+
+        Raises:
+            ConfigError: It is no such thing, or nothing was released.
+        """
+        if {SUMS_NAME, COUNT, NOISE, PUBLIC_BYTES} - set(release):
+            raise ConfigError(f"no release of strategy=kernel_density: it holds {sorted(release)}")
+        law, scale = release[NOISE].tolist()
+        return cls(
+            summary=from_json(json.loads(bytes(release[PUBLIC_BYTES].cpu().tolist()))),
+            sums=release[SUMS_NAME],
+            count=int(release[COUNT]),
+            noise=Noise(law="gaussian" if law == 2 else "laplace", scale=scale) if law else None,
+            statement=statement,
+        )
+
+    @classmethod
+    def from_run(cls, folder: Path) -> Released:
+        """Read it from the folder of a finished run, with what may be claimed of it.
+
+        Raises:
+            ConfigError: It is the folder of no such run.
+        """
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+            release = load_file(folder / "model.safetensors")
+            statement = summary["privacy"]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ConfigError(f"{folder}: not the folder of a finished run ({error})") from error
+        return cls.of_run(release, statement)
 
 
 def no_privacy() -> dict[str, Any]:

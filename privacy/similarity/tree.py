@@ -18,8 +18,8 @@ other level two left children may change by 1: per dimension L1 ≤ 2h − 1 and
 
 Noise of an answer, p = 1. A left child of level l, of width w_l = R 2^-l, is in C at the grid
 points of its sibling. Between grid points C is linear, so the answer ∫_{<y} C + ∫_{>y} (n − C)
-weighs it with ±w_l unless y is within that window: ‖ψ‖² ≤ Σ_l 2^(l-1) w_l² < R²/2 per dimension. Every p of
-the same sum can be asked for: the counts are those.
+weighs it with ±w_l unless y is within that window: ‖ψ‖² ≤ Σ_l 2^(l-1) w_l² < R²/2 per dimension.
+Every p of the same sum can be asked for: the counts are those.
 
 Differs from the paper: no α. `published` is its query, which rounds distances up to powers of
 1 + α. Only left children are released, half as many numbers; the paper has all nodes, the root
@@ -84,7 +84,7 @@ class Tree(Summary):
     @property
     def leaves(self) -> int:
         """M."""
-        return 2**self.depth
+        return int(2**self.depth)
 
     @property
     def size(self) -> int:
@@ -116,7 +116,8 @@ class Tree(Summary):
         return math.sqrt(self._touched(relation))
 
     def _touched(self, relation: Relation) -> int:
-        return self.dimension * (self.depth if relation == "add_remove" else 2 * self.depth - 1)
+        levels = self.depth if relation == "add_remove" else 2 * self.depth - 1
+        return self.dimension * levels
 
     def below(self, sums_F: Tensor, count: float) -> Tensor:
         """Return C at the grid points, `[D, M + 1]`."""

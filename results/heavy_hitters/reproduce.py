@@ -13,19 +13,15 @@ import copy
 import dataclasses
 import json
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 
 from fedsim.config import Config, compose
-from fedsim.report import figures
-from fedsim.report.findings import DrawnGraph, draw_graph
 from fedsim.simulation import Simulation
 from strategies.heavy_hitters import measures
 

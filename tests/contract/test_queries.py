@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedsim.run import Run
 
 from fedsim.client.answers import answered
 from fedsim.config import compose
 from fedsim.errors import ConfigError
 from fedsim.files import sha256
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation
 from tests.contract._discover import QUERIES
 

@@ -26,11 +26,22 @@ pytestmark = pytest.mark.slow
 
 NODES = 3
 SMALL = ["rounds=2", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]
-STRATEGIES = {
-    "fedavg": ["strategy=fedavg", "participation=full"],
-    "fedau": ["strategy=fedau", "participation=bernoulli", "participation.rate=0.7", "seed=3"],
-    "fedadam": ["strategy=fedadam", "participation=full", "partition.holdout=0.2"],
-    "diff2": ["strategy=diff2", "strategy.restart=2", "participation=full", "rounds=3"],
+FEDAVG = [*SMALL, "strategy=fedavg", "participation=full"]
+RUNS = {
+    "fedavg": FEDAVG,
+    "fedau": [
+        *SMALL,
+        "strategy=fedau",
+        "participation=bernoulli",
+        "participation.rate=0.7",
+        "seed=3",
+    ],
+    "fedadam": [*SMALL, "strategy=fedadam", "participation=full", "partition.holdout=0.2"],
+    "diff2": [*SMALL, "strategy=diff2", "strategy.restart=2", "participation=full", "rounds=3"],
+    "kernel_density": [
+        *("model=none", "strategy=kernel_density", "strategy.features=64", "participation=full"),
+        *("rounds=1", f"partition.num_clients={NODES}"),
+    ],
 }
 
 
@@ -46,11 +57,11 @@ def weights(folder: Path) -> str:
     return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in tensors))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_rounds_end_with_the_same_weights(
-    deployment: LocalDeployment, strategy: str, tmp_path: Path
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_ends_with_the_same_weights(
+    deployment: LocalDeployment, name: str, tmp_path: Path
 ) -> None:
-    words = [*SMALL, *STRATEGIES[strategy], f"output.root={tmp_path}"]
+    words = [*RUNS[name], f"output.root={tmp_path}"]
     here = compose("quickstart", [*words, "engine=in_process"])
     local = Run(simulation=Simulation(here), folder=RunFolder.create(here))
     reports = list(local.start())
@@ -77,7 +88,7 @@ PRIVATE = {
 def test_noise_on_devices_is_the_systems_and_the_statement_says_so(
     deployment: LocalDeployment, mechanism: str, tmp_path: Path
 ) -> None:
-    words = [*SMALL, *STRATEGIES["fedavg"], f"privacy={mechanism}", "privacy.noise_multiplier=1"]
+    words = [*FEDAVG, f"privacy={mechanism}", "privacy.noise_multiplier=1"]
     words += ["privacy.epsilon=null"]
     words += [*PRIVATE[mechanism], f"output.root={tmp_path}", "rounds=1"]
     here = compose("quickstart", [*words, "engine=in_process"])  # keyed noise of the same seed
