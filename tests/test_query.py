@@ -16,12 +16,12 @@ from fedsim.client.whole import Cohort, Worked
 from fedsim.config import compose
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
+from fedsim.lifecycle import Run
 from fedsim.plan import plan
 from fedsim.query import Costs, Findings, Graph, QueryHalf, QueryStrategy, Table
 from fedsim.records import ARRAYS, CONFIG, QUERY, Params, Replies, to_record
 from fedsim.report import html
 from fedsim.results import RunFolder
-from fedsim.run import Run
 from fedsim.simulation import Simulation, Smoke
 from fedsim.strategy import Round, State
 from tests.helpers import RAGGED, shares

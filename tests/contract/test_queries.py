@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedsim.run import Run
 
 from fedsim.client.answers import answered
 from fedsim.config import compose
 from fedsim.errors import ConfigError
 from fedsim.files import sha256
+from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
 from tests.contract._discover import QUERIES
@@ -41,7 +41,7 @@ def words(name: str, *more: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _cheap_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.run.environment", lambda *args: {})
+    monkeypatch.setattr("fedsim.lifecycle.environment", lambda *args: {})
 
 
 def test_there_is_something_to_test() -> None:

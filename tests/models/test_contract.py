@@ -15,7 +15,8 @@ from fedsim.models.check import check_model
 from fedsim.models.dropout import install
 from fedsim.models.text_classifier import TextClassifier
 
-FILES = sorted((Path(__file__).parents[2] / "scenarios" / "model").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "scenarios" / "model"
+FILES = sorted(set(FOLDER.glob("*.yaml")) - {FOLDER / "none.yaml"})
 LEAVES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 SHAPES = {"cnn_svhn": (3, 32, 32), "cnn_cifar10": (3, 32, 32), "cnn_cifar100": (3, 32, 32)}
 OUTPUTS = {"cnn_cifar100": 100}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedsim.run import Run
 from safetensors.torch import load_file, save_file
 
 from fedsim import seeds
@@ -16,6 +15,7 @@ from fedsim.client.answers import answered
 from fedsim.config import compose
 from fedsim.errors import ConfigError
 from fedsim.files import sha256
+from fedsim.lifecycle import Run
 from fedsim.protection.ledger import LEDGER
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
