@@ -131,14 +131,25 @@ def test_flowers_engine_ends_with_the_same_bits(address: str) -> None:
             assert all(len(report.per_client["client-index"]) > 1 for report in others[1:])
 
 
-@with_ray
-def test_clients_that_do_their_work_whole_end_with_the_same_bits(address: str) -> None:
-    """With noise of the server's, and with each client's own."""
-    words = [
+WHOLE = {
+    "diff2": [
         *("rounds=3", "model.hidden=[4]", "partition.num_clients=5", "participation=full"),
         *("strategy=diff2", "strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
         *("partition.holdout=0.2", "evaluation.clients=cohort"),
-    ]
+    ],
+    "taps": [
+        *("data=zipf", "data.sizes=[300,200]", "data.bits=8", "data.items=50", "model=none"),
+        *("partition.num_clients=3", "participation=full", "rounds=4", "privacy=local_reports"),
+        *("strategy=taps", "strategy.levels=4", "strategy.shared_levels=1", "strategy.k=3"),
+    ],
+}
+
+
+@with_ray
+@pytest.mark.parametrize("name", WHOLE)
+def test_clients_that_do_their_work_whole_end_with_the_same_bits(name: str, address: str) -> None:
+    """With noise of the server's, and with each client's own; and answers to questions."""
+    words = WHOLE[name]
     there = ["engine=ray", f"engine.address={address}", "engine.num_cpus=2"]
     with closing(Simulation(compose("quickstart", [*words, *there]))) as simulation:
         got, others = rounds_of(simulation)
