@@ -33,7 +33,7 @@ from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.models.bags import on_bags
 from fedsim.models.base import ModelPart
-from fedsim.models.check import check_model
+from fedsim.models.check import check_model, check_trainable
 from fedsim.models.dropout import replace_dropout
 from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
@@ -194,6 +194,7 @@ class Simulation:
         """The model, initialised from the scenario's seed."""
         if self.asking is not None:
             return self._released(self.asking)
+        check_trainable(self.dataset)
         key = seeds.sequence(self.settings.seed, 0, seeds.SERVER, "model")
         data = self.dataset.as_a_model_sees_it()
         with torch.random.fork_rng():

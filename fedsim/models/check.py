@@ -9,6 +9,19 @@ from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 
 
+def check_trainable(dataset: Dataset) -> None:
+    """Check that there is something to train on.
+
+    Raises:
+        ConfigError: The data set holds items.
+    """
+    if dataset.task == "items":
+        raise ConfigError(
+            f"data: data set '{dataset.name}' holds items to be counted, and nothing to train a "
+            "model on; use a strategy that counts (strategy=tap, with model=none), or other data"
+        )
+
+
 def check_model(model: nn.Module, dataset: Dataset) -> None:
     """Run `model` once, without gradients and in evaluation mode, on two train samples.
 
@@ -23,11 +36,6 @@ def check_model(model: nn.Module, dataset: Dataset) -> None:
         ConfigError: The forward pass fails, or its output is not `[2, num_outputs]`, or
             `[2, T, num_outputs]` where the data set has one class label per position.
     """
-    if dataset.task == "items":
-        raise ConfigError(
-            f"data: data set '{dataset.name}' holds items to be counted, and nothing to train a "
-            "model on; use a strategy that counts (strategy=tap, with model=none), or other data"
-        )
     x = _two_samples(model, dataset)
     received = f"inputs {list(x.shape)} of data set '{dataset.name}'"
     try:

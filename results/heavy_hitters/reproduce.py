@@ -13,20 +13,24 @@ import copy
 import dataclasses
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from fedsim.config import Config, compose
+from fedsim.report import figures
+from fedsim.report.findings import DrawnGraph, draw_graph
 from fedsim.simulation import Simulation
 from strategies.heavy_hitters import measures
 
-matplotlib.use("Agg")
 HERE = Path(__file__).parent
+Found = dict[tuple[str, int, str, float], list[dict[str, Any]]]
 RUNS = HERE / "runs.jsonl"
 
 DATA = {
@@ -173,6 +177,100 @@ def lines() -> list[dict[str, Any]]:
 
 def draw() -> None:
     """Write tables.md and the pictures."""
+    found: Found = defaultdict(list)
+    for line in lines():
+        found[line["data"], line["k"], line["method"], line["epsilon"]].append(line)
+    (HERE / "tables.md").write_text(tables(found))
+    cases = [(data, k) for data in ("baby_names", "shakespeare") for k in (10, 20, 40)]
+    curves(found, [case for case in cases if any(key[:2] == case for key in found)], "real.png")
+    synthetic = [(data, 10) for data in ("synthetic", "synthetic-30")]
+    curves(
+        found, [case for case in synthetic if any(k[:2] == case for k in found)], "synthetic.png"
+    )
+    tree_picture()
+
+
+def tables(found: Found) -> str:
+    """Return F1/NCR of every method, with the number of runs."""
+    text = ["# F1 / NCR, mean over the runs (standard error of F1)", ""]
+    for data, k in sorted({key[:2] for key in found}):
+        runs = [len(v) for key, v in found.items() if key[:2] == (data, k)]
+        text += [f"## {data}, k = {k} ({min(runs)} to {max(runs)} runs a cell)", ""]
+        text += ["| ε | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
+        for epsilon in EPSILONS:
+            cells = []
+            for method in METHODS:
+                rows = found.get((data, k, method, epsilon), [])
+                f1 = [row["f1"] for row in rows]
+                ncr = [row["ncr"] for row in rows]
+                spread = np.std(f1, ddof=1) / np.sqrt(len(f1)) if len(f1) > 1 else 0.0
+                cells.append(f"{np.mean(f1):.2f}/{np.mean(ncr):.2f} ({spread:.2f})" if f1 else "-")
+            text.append(f"| {epsilon:g} | " + " | ".join(cells) + " |")
+        text += ["", "TAP minus FedPEM, and TAPS minus TAP, F1 of the same seeds (SE):", ""]
+        for epsilon in EPSILONS:
+            parts = []
+            for a, b in (("tap", "fedpem"), ("taps", "tap"), ("fedpem", "gtf")):
+                one = {r["seed"]: r["f1"] for r in found.get((data, k, a, epsilon), [])}
+                two = {r["seed"]: r["f1"] for r in found.get((data, k, b, epsilon), [])}
+                both = [one[seed] - two[seed] for seed in one if seed in two]
+                if len(both) > 1:
+                    spread = np.std(both, ddof=1) / np.sqrt(len(both))
+                    parts.append(f"{a} - {b} {np.mean(both):+.3f} ({spread:.3f})")
+            text.append(f"- ε = {epsilon:g}: " + "; ".join(parts))
+        text += ["", "Mean bytes: report of a user; both ways of a party; rounds:", ""]
+        for method in METHODS:
+            rows = [r for key, v in found.items() if key[:3] == (data, k, method) for r in v]
+            if rows:
+                user, party = (np.mean([r[n] for r in rows]) for n in
+                               ("bytes-per-user", "bytes-per-party"))  # fmt: skip
+                text.append(f"- {method}: {user:,.2f}; {party:,.0f}; {rows[0]['rounds']}")
+        text.append("")
+    return "\n".join(text)
+
+
+def curves(found: Found, cases: list[tuple[str, int]], file: str) -> None:
+    """Draw F1 and NCR over epsilon, with bands of one standard deviation."""
+    if not cases:
+        return
+    colours = (figures.GREY, figures.SKY, figures.BLUE, figures.VERMILLION, figures.BLACK,
+               figures.GREEN, figures.PURPLE)  # fmt: skip
+    with figures.style():
+        figure = Figure(figsize=(3.1 * len(cases) + 0.6, 6.2), layout="constrained")
+        axes = figure.subplots(2, len(cases), squeeze=False, sharey=True)
+        for column, (data, k) in enumerate(cases):
+            for row, measure in enumerate(("f1", "ncr")):
+                at = axes[row][column]
+                for method, colour, marker in zip(METHODS, colours, "os^v*Dx", strict=True):
+                    line = [(e, found.get((data, k, method, e), [])) for e in EPSILONS]
+                    line = [(e, [r[measure] for r in rows]) for e, rows in line if rows]
+                    if not line:
+                        continue
+                    x = [e for e, _ in line]
+                    mean = np.array([np.mean(v) for _, v in line])
+                    std = np.array([np.std(v) for _, v in line])
+                    at.plot(x, mean, color=colour, marker=marker, label=method, linewidth=1.4)
+                    at.fill_between(x, mean - std, mean + std, color=colour, alpha=0.13, lw=0)
+                at.set_title(f"{data}, k = {k}" if row == 0 else "")
+                at.set_xlabel("ε" if row else "")
+                at.set_ylabel(measure.upper() if column == 0 else "")
+                at.set_ylim(0, 1.03)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(METHODS))
+        figure.savefig(HERE / file, dpi=110, facecolor="white")
+
+
+def tree_picture() -> None:
+    """Draw the tree of the scenario heavy_hitters, as its report does."""
+    simulation = Simulation(compose("heavy_hitters", ["device=cpu", "evaluation.every=1000"]))
+    *_, (release, _) = simulation.loop.run(simulation.runtime.initial_params())
+    graph = simulation.asking.findings(release, simulation.dataset).graphs[0]
+    drawn = DrawnGraph(
+        nodes=graph.nodes, edges=list(graph.edges), layers=graph.layers, kinds=graph.kinds
+    )
+    with figures.style():
+        figure = Figure(figsize=(10.6, 8.4), layout="constrained")
+        draw_graph(figure.subplots(), drawn)
+        figure.savefig(HERE / "tree.png", dpi=100, facecolor="white")
 
 
 if __name__ == "__main__":

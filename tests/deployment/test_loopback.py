@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 NODES = 3
 SMALL = ["rounds=2", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]
 FEDAVG = [*SMALL, "strategy=fedavg", "participation=full"]
+ASKED = ["model=none", f"partition.num_clients={NODES}", "participation=full"]
 RUNS = {
     "fedavg": FEDAVG,
     "fedau": [
@@ -38,11 +39,14 @@ RUNS = {
     ],
     "fedadam": [*SMALL, "strategy=fedadam", "participation=full", "partition.holdout=0.2"],
     "diff2": [*SMALL, "strategy=diff2", "strategy.restart=2", "participation=full", "rounds=3"],
-    "kernel_density": [
-        *("model=none", "strategy=kernel_density", "strategy.features=64", "participation=full"),
-        *("rounds=1", f"partition.num_clients={NODES}"),
+    "kernel_density": [*ASKED, "strategy=kernel_density", "strategy.features=64", "rounds=1"],
+    "tap": [
+        *(*ASKED, "data=zipf", "data.sizes=[300,200]", "data.bits=8", "data.items=50"),
+        *("strategy=tap", "strategy.levels=4", "strategy.shared_levels=1", "strategy.k=3"),
+        "rounds=2",
     ],
 }
+"""TAP without a mechanism: on devices, whose coins are the system's, no two runs are the same."""
 
 
 @pytest.fixture(scope="module")

@@ -131,17 +131,27 @@ def test_flowers_engine_ends_with_the_same_bits(address: str) -> None:
             assert all(len(report.per_client["client-index"]) > 1 for report in others[1:])
 
 
+LOCAL = [
+    *("rounds=3", "model.hidden=[4]", "partition.num_clients=5", "participation=full"),
+    *("strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
+    *("partition.holdout=0.2", "evaluation.clients=cohort"),
+]
+WHOLE = {
+    "diff2": ["strategy=diff2", *LOCAL],
+    "bvr_l_sgd": ["strategy=bvr_l_sgd", *LOCAL],
+    "taps": [
+        *("data=zipf", "data.sizes=[300,200]", "data.bits=8", "data.items=50", "model=none"),
+        *("partition.num_clients=3", "participation=full", "rounds=4", "privacy=local_reports"),
+        *("strategy=taps", "strategy.levels=4", "strategy.shared_levels=1", "strategy.k=3"),
+    ],
+}
+
+
 @with_ray
-@pytest.mark.parametrize("strategy", ["diff2", "bvr_l_sgd"])
-def test_clients_that_do_their_work_whole_end_with_the_same_bits(
-    strategy: str, address: str
-) -> None:
-    """With each client's own noise, on its sums and its steps."""
-    words = [
-        *("rounds=3", "model.hidden=[4]", "partition.num_clients=5", "participation=full"),
-        *(f"strategy={strategy}", "strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
-        *("partition.holdout=0.2", "evaluation.clients=cohort"),
-    ]
+@pytest.mark.parametrize("name", WHOLE)
+def test_clients_that_do_their_work_whole_end_with_the_same_bits(name: str, address: str) -> None:
+    """With each client's own noise, on its sums and its steps; and answers to questions."""
+    words = WHOLE[name]
     there = ["engine=ray", f"engine.address={address}", "engine.num_cpus=2"]
     with closing(Simulation(compose("quickstart", [*words, *there]))) as simulation:
         got, others = rounds_of(simulation)

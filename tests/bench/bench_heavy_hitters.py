@@ -1,0 +1,174 @@
+"""Heavy hitters: ten million users on one machine; and oracles beside two packages from PyPI.
+
+scale     10^7 users in 50 parties, 48-bit items, 24 levels, from the call to load the data to
+          the scores of the release, in one process; seconds and peak memory
+oracles   one report of each user and the estimate of all frequencies, CPU-seconds: k-RR, OUE and
+          OLH, on the same domain, epsilon and users as pure-ldp and multi-freq-ldpy (whose
+          non-negative post-processing is left out); and whether the estimates have one law:
+          the mean squared error of all, over its formula, is 1 for each
+
+python tests/bench/bench_heavy_hitters.py scale [method]
+python tests/bench/bench_heavy_hitters.py oracles      # pip install pure-ldp multi-freq-ldpy
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+USERS, DOMAIN, EPSILON = 20_000, 64, 1.0
+REPEATS, FEW = 10, 4_000
+"""Of the comparison of laws."""
+
+Estimate = Callable[[np.ndarray], np.ndarray]
+
+
+def scale(method: str) -> dict[str, object]:
+    """Run one search over ten million users."""
+    from fedsim.config import compose
+    from fedsim.simulation import Simulation
+
+    started, cpu = time.perf_counter(), time.process_time()
+    sizes = [200_000] * 50
+    own = {"tap": ["strategy.shared_levels=10", "rounds=11"],
+           "taps": ["strategy.shared_levels=10", "rounds=60"],
+           "fedpem": ["rounds=1"]}.get(method, ["rounds=24"])  # fmt: skip
+    config = compose(
+        "base",
+        [
+            *("data=zipf", f"data.sizes={sizes}", "data.items=100000", "data.bits=48"),
+            *("model=none", "partition=natural", "partition.column=party", "participation=full"),
+            *(f"strategy={method}", "strategy.levels=24", *own, "device=cpu"),
+            *("privacy=local_reports", "privacy.oracle=adaptive", "evaluation.every=1000"),
+        ],
+    )
+    simulation = Simulation(config)
+    *_, (_, report) = simulation.loop.run(simulation.runtime.initial_params())
+    return {
+        "method": method,
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "f1": report.central["f1"],
+    }
+
+
+def ours(name: str, *, summed: bool = False) -> Estimate:
+    """Our oracle over DOMAIN symbols; the last is what we call out of the domain."""
+    from privacy.frequency_oracles import choose
+    from privacy.frequency_oracles.coins import keyed
+
+    oracle, calls = choose(name, EPSILON, np.arange(DOMAIN - 1)), iter(range(10**9))
+
+    def estimate(values: np.ndarray) -> np.ndarray:
+        coins = keyed(0, 0, next(calls), "bench")
+        total = (
+            oracle.total(values, coins)
+            if summed
+            else oracle.supports(oracle.reports(values, coins))
+        )
+        return oracle.estimate(total, len(values))
+
+    return estimate
+
+
+def pure_ldp(name: str) -> Estimate:
+    """The package pure-ldp."""
+    from pure_ldp.frequency_oracles.direct_encoding import DEClient, DEServer
+    from pure_ldp.frequency_oracles.local_hashing import LHClient, LHServer
+    from pure_ldp.frequency_oracles.unary_encoding import UEClient, UEServer
+
+    def estimate(values: np.ndarray) -> np.ndarray:
+        same = {"epsilon": EPSILON, "d": DOMAIN, "index_mapper": lambda x: x}
+        client, server = {
+            "krr": lambda: (DEClient(**same), DEServer(**same)),
+            "oue": lambda: (UEClient(**same, use_oue=True), UEServer(**same, use_oue=True)),
+            "olh": lambda: (LHClient(**same, use_olh=True), LHServer(**same, use_olh=True)),
+        }[name]()
+        for value in values.tolist():
+            server.aggregate(client.privatise(value))
+        domain = range(DOMAIN - 1)
+        return np.array([server.estimate(v, suppress_warnings=True) for v in domain]) / len(values)
+
+    return estimate
+
+
+def multi_freq(name: str) -> Estimate:
+    """The package multi-freq-ldpy; its reports, and the unbiased estimate."""
+    from multi_freq_ldpy.pure_frequency_oracles.GRR import GRR_Client
+    from multi_freq_ldpy.pure_frequency_oracles.UE import UE_Client
+
+    e = math.exp(EPSILON)
+
+    def estimate(values: np.ndarray) -> np.ndarray:
+        if name == "krr":
+            reports = [GRR_Client(v, DOMAIN, EPSILON) for v in values.tolist()]
+            counts = np.bincount(reports, minlength=DOMAIN)
+            p, q = e / (e + DOMAIN - 1), 1 / (e + DOMAIN - 1)
+        else:
+            counts = np.sum([UE_Client(v, DOMAIN, EPSILON) for v in values.tolist()], axis=0)
+            p, q = 0.5, 1 / (e + 1)
+        found: np.ndarray = (counts[: DOMAIN - 1] / len(values) - q) / (p - q)
+        return found
+
+    return estimate
+
+
+def law(estimate: Estimate, name: str) -> float:
+    """Return the mean squared error of all estimates over its formula: 1 ± 0.06 (one sigma)."""
+    from privacy.frequency_oracles import choose
+
+    oracle = choose(name, EPSILON, np.arange(DOMAIN - 1))
+    values = np.random.default_rng(1).zipf(1.5, 4 * FEW)
+    values = (values[values <= DOMAIN] - 1)[:FEW]
+    true = np.bincount(values, minlength=DOMAIN)[: DOMAIN - 1] / len(values)
+    errors = np.array([estimate(values) - true for _ in range(REPEATS)])
+    return float((errors**2 / oracle.variance(len(values), true)).mean())
+
+
+def oracles() -> list[dict[str, object]]:
+    """Compare all that there is."""
+    values = np.random.default_rng(0).integers(0, DOMAIN, USERS)
+    rows = []
+    for name, others in {
+        "krr": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq},
+        "oue": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq},
+        "olh": {"pure-ldp": pure_ldp},
+    }.items():
+        made = {"ours": ours(name), **{package: make(name) for package, make in others.items()}}
+        if name != "olh":
+            made["ours, summed"] = ours(name, summed=True)
+        base = 0.0
+        for who, estimate in made.items():
+            estimate(values[:100])  # numba compiles
+            started, times = time.process_time(), 3 if who.startswith("ours") else 1
+            for _ in range(times):
+                estimate(values)
+            seconds = (time.process_time() - started) / times
+            base = base or seconds
+            rows.append(
+                {
+                    "oracle": name,
+                    "who": who,
+                    "cpu_ms": round(1000 * seconds, 2),
+                    "times_ours": round(seconds / base, 1),
+                    "error_over_formula": round(law(estimate, name), 3),
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["scale"]:
+        print(json.dumps(scale(*(sys.argv[2:] or ["tap"]))))
+    else:
+        for row in oracles():
+            print(json.dumps(row), flush=True)
