@@ -119,7 +119,7 @@ def tree_depth(
     Example:
         >>> tree_depth(dimension=16, records=2**20, law="laplace", epsilon=0.1, delta=0.0,
         ...            relation="replace_one")
-        12
+        13
     """
     deepest = max(1, min(24, math.ceil(math.log2(max(2, records)))))
     for depth in range(1, deepest):

@@ -503,7 +503,7 @@ def test_participation_by_labels_is_refused(name, tmp_path):
 def test_the_loss_decomposition_is_refused(name, tmp_path):
     case = (name, [*PLAIN.get(name, []), *FULL])
     simulation = build(case, tmp_path, "evaluation.decomposition=true")
-    with pytest.raises(ConfigError, match="does not cover|trains no model"):
+    with pytest.raises(ConfigError, match=r"does not cover|trains no model"):
         simulation.loop  # noqa: B018
 
 
