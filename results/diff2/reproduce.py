@@ -36,8 +36,8 @@ from privacy.normal import keyed
 HERE = Path(__file__).parent
 RUNS_FILE = HERE / "runs.jsonl"
 EPSILONS, DELTA = (1 / 64, 1 / 16, 0.25, 1.0, 4.0, 16.0), 1e-5
-TUNING, RUNS = 3, 20
-"""How many runs a setting is judged by, and how many others are reported."""
+TUNING, RUNS, MORE = 3, 20, 80
+"""How many runs a setting is judged by; how many others are reported, and how many after these."""
 
 Floats = NDArray[np.floating]
 Noise = Callable[[int], Floats]
@@ -167,10 +167,13 @@ def main() -> None:
     kept: dict[tuple[str, float], tuple[Point, list[float]]] = {}
     if RUNS_FILE.exists():
         for line in map(json.loads, RUNS_FILE.read_text().splitlines()):
-            point, finals = Point(**line["point"]), line["final_square_gradient"]
-            kept[line["method"], line["epsilon"]] = (point, finals)
-    for epsilon, (method, grid) in product(EPSILONS, (("DP-GD", GD), ("DIFF2", DIFF2))):
-        if (method, epsilon) in kept:
+            _, before = kept.get((line["method"], line["epsilon"]), (None, []))
+            finals = before + line["final_square_gradient"]
+            kept[line["method"], line["epsilon"]] = (Point(**line["point"]), finals)
+    methods = (("DP-GD", GD), ("DIFF2", DIFF2))
+    for _, epsilon, (method, grid) in product(range(2), EPSILONS, methods):
+        best, finals = kept.get((method, epsilon), (None, []))
+        if len(finals) == RUNS + MORE:
             continue
         s = calibrate(
             lambda z: tight(of_rounds(1, 1), noise=z, split=0.8).events(),
@@ -178,14 +181,16 @@ def main() -> None:
             delta=DELTA,
             relation="replace_one",
         )
-        tuned = scores(x_ND, y_N, grid, s, seed=1, runs=TUNING)
-        best = min(grid, key=lambda point: float(tuned[point].mean()))
-        finals = scores(x_ND, y_N, [best], s, seed=2, runs=RUNS)[best].tolist()
-        kept[method, epsilon] = (best, finals)
+        if best is None:
+            tuned = scores(x_ND, y_N, grid, s, seed=1, runs=TUNING)
+            best = min(grid, key=lambda point: float(tuned[point].mean()))
+        seed, runs = (3, MORE) if finals else (2, RUNS)
+        found = scores(x_ND, y_N, [best], s, seed=seed, runs=runs)[best].tolist()
+        kept[method, epsilon] = (best, finals + found)
         line = {"method": method, "epsilon": epsilon, "delta": DELTA, "point": asdict(best)}
         with RUNS_FILE.open("a") as file:
-            file.write(json.dumps({**line, "final_square_gradient": finals}) + "\n")
-        print(epsilon, method, best, np.mean(finals), flush=True)
+            file.write(json.dumps({**line, "final_square_gradient": found}) + "\n")
+        print(epsilon, method, best, np.mean(found), flush=True)
     tell(kept)
     draw(kept)
 
