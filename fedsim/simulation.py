@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedsim import seeds, third_party
 from fedsim.attack.base import Attackers, AttackPart
+from fedsim.catalog import APART
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
@@ -467,7 +468,7 @@ def _about(group: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        # What names a choice, as in "audit=canaries: ...", knows its own place.
-        if str(error).startswith(group) or "=" in str(error).partition(":")[0]:
+        # An audit, bound in its mechanism's place, says "audit=canaries: ...".
+        if str(error).startswith((group, *APART)):
             raise
         raise type(error)(f"{group}.{error}") from error

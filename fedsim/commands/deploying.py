@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,8 @@ def deploy(
         longer = 0 if extend is None else options.rounds(extend)
         if write is not None:
             told = front.write(write, words, host or ["127.0.0.1"], port, devices, secure)
-            typer.echo(told)
+            wrote = {"written": str(write), "next": str(write / "README.md")}
+            typer.echo(json.dumps(wrote) if as_json else told)
             return
         shown = display(as_json=as_json)
         if local is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 MODULES = {
@@ -48,9 +49,21 @@ def pages(home: Path) -> dict[str, str]:
 
 
 def block(doc: str) -> list[str]:
-    """Return a docstring as Markdown: first line as prose, the rest as it is laid out."""
-    first, _, rest = doc.partition("\n")
-    return [first, "", "```text", *rest.strip("\n").split("\n"), "```"] if rest.strip() else [first]
+    """Return a docstring as Markdown: paragraphs as prose, what is laid out by spaces as it is."""
+    lines: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", doc.strip("\n")):
+        inner = paragraph.split("\n")
+        if any(line.startswith("  ") for line in inner):
+            lines += ["```text", *inner, "```", ""]
+        else:
+            lines += [*map(_prose, inner), ""]
+    return lines[:-1]
+
+
+def _prose(line: str) -> str:
+    """Return a line without what Markdown would take for its own; code stays as it is."""
+    words = re.split(r"(`[^`]*`)", line)
+    return "".join(w if w.startswith("`") else re.sub(r"([*<|])", r"\\\1", w) for w in words)
 
 
 def _offer(node: ast.ClassDef | ast.FunctionDef) -> list[str]:

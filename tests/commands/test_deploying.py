@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,5 @@ def test_what_real_hosts_need_is_written(root: Path, nothing_starts: list[object
         *("README.md", "device-0", "device-1", "operator", "superlink")
     ]
     assert nothing_starts == []
+    told = call("deploy", *TINY, *words[:1], "elsewhere", *words[2:], "--json").stdout
+    assert json.loads(told) == {"written": "elsewhere", "next": "elsewhere/README.md"}

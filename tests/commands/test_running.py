@@ -76,3 +76,16 @@ def test_report_is_written_again(root: Path) -> None:
     assert call("report", str(folder)).stdout == f"{folder}/report.html\n"
     assert (folder / "report.html").is_file()
     assert_fails(call("report", str(root)), 5, "is not a run folder")
+
+
+@pytest.mark.usefixtures("real_report")
+def test_several_runs_are_put_beside_each_other(root: Path) -> None:
+    for seed in (0, 1):
+        assert call("run", *TINY, f"seed={seed}").exit_code == 0
+    told = json.loads(call("report", *map(str, runs(root)), "--json").stdout)
+    assert told["report"].startswith("results/reports/2-runs_")
+    assert "quickstart" in (root / told["report"]).read_text()
+    out = call("report", *map(str, runs(root)), "--out", "here")
+    assert out.stdout == "here/report.html\n"
+    assert (root / "here" / "results.tex").is_file()
+    assert_fails(call("report", str(runs(root)[0]), "--out", "x"), 2, "Give several, or --compare")
