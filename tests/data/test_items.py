@@ -95,7 +95,7 @@ def test_words_are_users_of_roles(tmp_path):
         "no": 1,
     }
     assert sorted(set(data.columns["party"].tolist())) == ["play/ANN", "play/BOB"]
-    with pytest.raises(DataError, match="lower data.min_words"):
+    with pytest.raises(DataError, match=r"lower data\.min_words"):
         ShakespeareWords(root=str(tmp_path), min_words=9).load()
     path.write_bytes(b"PK nothing")
     with pytest.raises(DataError, match="not a zip archive"):
