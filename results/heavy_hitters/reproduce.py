@@ -255,7 +255,9 @@ def curves(found: Found, cases: list[tuple[str, int]], file: str) -> None:
                 at.set_ylabel(measure.upper() if column == 0 else "")
                 at.set_ylim(0, 1.03)
         handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(METHODS))
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(len(METHODS), 2 * len(cases))
+        )
         figure.savefig(HERE / file, dpi=110, facecolor="white")
 
 
