@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ _AT_ONCE = 100
 
 def write(mlflow: ModuleType, run: Exported, out: Path) -> None:
     """Write one run into the experiment of its scenario; one that is there is left alone."""
+    # Newer releases want a database, which the slim client cannot write, unless this is set.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     tool: Any = mlflow
     client = tool.MlflowClient(tracking_uri=out.resolve().as_uri())
     found = client.get_experiment_by_name(run.scenario)
