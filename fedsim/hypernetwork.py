@@ -1,6 +1,6 @@
 """A hypernetwork: from one embedding per client, the tensors of that client's model (pFedHN).
 
-    z = L(… relu(L(relu(W_0 α_j + b_0))) …),   φ_j[t] = V_t z + c_t      one linear head per tensor t
+    z = L(… relu(L(relu(W_0 α_j + b_0))) …),   φ_j[t] = V_t z + c_t     one linear head per tensor t
 
     (θ, α) ← Adam(clip((1/K) Σ_j (∂φ_j / ∂(θ, α))ᵀ (φ_j − φ̃_j)))         φ̃_j: what client j returned
 

@@ -1,6 +1,6 @@
 """Many small models of one kind fitted at once: SGD or Adam under `torch.func.vmap`.
 
-    m ← β1 m + (1 − β1) g,  v ← β2 v + (1 − β2) g²,  w ← w − lr · m̂ / (√v̂ + ε)        Adam, per model
+    m ← β1 m + (1 − β1) g,  v ← β2 v + (1 − β2) g²,  w ← w − lr · m̂ / (√v̂ + ε)      Adam, per model
 
 Adam is PyTorch's, with its defaults (β1 = 0.9, β2 = 0.999, ε = 1e-8). A model whose batch has no
 true sample is not moved, nor is its clock.
@@ -76,7 +76,8 @@ def fit(
     Args:
         params: Where they begin, name -> `[K, ...]`; not written to.
         batches: One per step: inputs `[K, B, ...]` each, and the weight of each sample, `[K, B]`,
-            0 where it is padding. A model's loss is the weighted mean of its samples'.
+            0 where it is padding, which must be finite. A model's loss is the weighted mean of
+            its samples'.
         loss: Of one model; given its parameters, then its `fixed` ones in the same mapping.
         lr: Learning rate.
         optimiser: `adam`, or `sgd` without momentum.
@@ -91,8 +92,7 @@ def fit(
 
     def mean(own: Params, held: Params, weight_B: Tensor, *inputs: Tensor) -> Tensor:
         losses_B = loss({**held, **own}, *inputs)
-        kept_B = torch.where(weight_B > 0, losses_B, 0)  # padding may give anything
-        return (weight_B * kept_B).sum() / weight_B.sum().clamp(min=torch.finfo(like.dtype).tiny)
+        return (weight_B * losses_B).sum() / weight_B.sum().clamp(min=torch.finfo(like.dtype).tiny)
 
     gradient = torch.vmap(torch.func.grad_and_value(mean))
     with torch.no_grad():

@@ -153,7 +153,7 @@ class ClientHalf:
 
     takes_unlabelled: bool = False
     """Whether it learns from samples without a target, too: those of class `UNLABELLED`, where the
-    data set says that not all are known (`Dataset.labelled`). Others hold the labelled ones only."""
+    data set says that not all are known (`Dataset.labelled`). Others hold those that have one."""
 
     takes_bags: bool = False
     """Whether a sample may be a bag (`Dataset.bags`): x `[B, k, ...]`, outputs `[B, k, ...]`."""

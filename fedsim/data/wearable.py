@@ -2,11 +2,13 @@
 
 Activity a of subject j, in a window that begins at a random phase:
 
-    u(t) = gain_j · amp_a · [sin(2π f t + φ_c + p) + ½ sin(4π f t + 2 φ_c + 2p)]_c + posture_a,
+    u(t) = gain_j · amp_a · [sin(2π f t + φ_c + p) + ½ sin(4π f t + 2 φ_c + 2p)]_c,
     f = freq_a · base_j,   x(t) = R_j u(t) + noise · N(0, I)
 
 R_j is a rotation by N(0, rotation²) radians about a random axis, since every subject wears the
-device in its own way; gain_j and base_j are log-normal.
+device in its own way; gain_j and base_j are log-normal. There is no gravity in it: its
+constant, rotated as much, is larger than what activities differ in (a classifier of the server's
+subjects has 0.78 on users as it is, and 0.61 with gravity of 1 g).
 """
 
 from __future__ import annotations
@@ -22,10 +24,9 @@ from fedsim.data.streams import SubjectSplit, Windows
 from fedsim.parts import Range
 
 CLASSES = ("still", "walk", "jog", "jump")
-_FREQUENCY_A = np.array([0.0, 1.8, 2.8, 2.2])  # Hz
+_FREQUENCY_A = np.array([0.0, 1.2, 3.6, 2.2])  # Hz
 _AMPLITUDE_AC = np.array([[0, 0, 0], [0.5, 0.3, 0.8], [0.9, 0.6, 1.4], [0.4, 0.4, 1.8]])
 _PHASE_C = np.array([0.0, np.pi / 3, np.pi / 2])
-_POSTURE_C = np.array([0.0, 0.0, 1.0])  # gravity, in g
 _HZ = 20.0
 
 
@@ -47,7 +48,7 @@ class Wearable(SubjectSplit, DataPart):
     windows: Annotated[int, Range(ge=4)] = 200
     length: Annotated[int, Range(ge=2)] = 30
     rotation: Annotated[float, Range(ge=0)] = 0.4
-    spread: Annotated[float, Range(ge=0)] = 0.15
+    spread: Annotated[float, Range(ge=0)] = 0.1
     noise: Annotated[float, Range(ge=0)] = 0.12
     data_seed: Annotated[int, Range(ge=0, lt=2**32)] = 0
 
@@ -73,7 +74,7 @@ class Wearable(SubjectSplit, DataPart):
         turn_NW = 2 * np.pi * base * _FREQUENCY_A[y_N][:, None] * time_W + phase_N[:, None]
         angle_NWC = turn_NW[:, :, None] + _PHASE_C
         wave_NWC = np.sin(angle_NWC) + 0.5 * np.sin(2 * angle_NWC)
-        x_NWC = gain * _AMPLITUDE_AC[y_N][:, None, :] * wave_NWC + _POSTURE_C
+        x_NWC = gain * _AMPLITUDE_AC[y_N][:, None, :] * wave_NWC
         x_NWC = x_NWC @ rotation_CC.T + self.noise * rng.standard_normal(x_NWC.shape)
         return x_NWC, y_N.astype(np.int64)
 
