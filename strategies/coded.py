@@ -254,7 +254,7 @@ class CodingUsers(ClientHalf):
         counts = confusion(owner[true], held.y[true], guesses[true], len(cohort), log_KBC.shape[-1])
         return {
             "loss": torch.where(true, losses.view(true.shape), 0).sum(1) / count_K,
-            "accuracy": (true & (guesses == held.y)).sum(1) / count_K,
+            "accuracy": (true & (guesses == held.y)).sum(1).double() / count_K,
             WEIGHTED_F1: weighted_f1(counts),
         }
 

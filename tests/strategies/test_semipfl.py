@@ -256,12 +256,12 @@ def test_every_user_is_scored_also_those_who_never_took_part(engine):
 
 
 def test_data_without_a_server_part_and_other_models_are_refused():
-    built = simulation("data=digits", "partition=iid", "partition.num_clients=4")
+    few = ["strategy=semipfl", "device=cpu", "partition.num_clients=4", "evaluation.central=false"]
+    few += ["participation.clients_per_round=2"]
     with pytest.raises(ConfigError, match="SemiPFL's server learns from labelled data of its own"):
-        finish(built)
-    built = simulation("model=mlp")
+        finish(Simulation(compose("base", [*few, "model=autoencoder"])))
     with pytest.raises(ConfigError, match="use model=autoencoder"):
-        finish(built)
+        finish(Simulation(compose("base", [*few, "data=wearable"])))
 
 
 def test_a_round_with_one_user_is_the_papers_step():
