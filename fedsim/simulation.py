@@ -40,7 +40,7 @@ from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.participation.sampling import Sampling
-from fedsim.partition.base import Partition, PartitionPart, train_sizes
+from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.query import Findings, QueryStrategy, Released, check_scenario
 from fedsim.records import Params
@@ -188,7 +188,10 @@ class Simulation:
         )
 
     def _train_sizes(self, clients: np.ndarray) -> np.ndarray:
-        return train_sizes(self.partition.sizes(clients), self.partition_part.holdout)
+        sizes = train_sizes(self.partition.sizes(clients), self.partition_part.holdout)
+        strategy = self._strategy
+        whole = isinstance(strategy, FedsimStrategy) and strategy.client_half.takes_unlabelled
+        return sizes if whole else labelled_sizes(sizes, self.dataset.labelled)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -240,6 +243,8 @@ class Simulation:
                 layers=None if self.asking else layers_of(self.model),
                 lr_at=self.work.lr_at,
                 trainable=lambda: self.runtime.trainable,
+                model=self.model,
+                server_data=self.dataset.server,
             )
         return strategy
 

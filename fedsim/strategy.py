@@ -19,10 +19,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.half import ClientHalf
+from fedsim.data.dataset import ServerData
 from fedsim.errors import ConfigError, ResumeError, TooFewClientsError
 from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
@@ -53,6 +54,9 @@ class Federation:
         lr_at: The clients' learning rate in a round (1, 2, ...); None if the server is not told.
         trainable: Names of the tensors that clients train, the rest being buffers and frozen; None
             if the server is not told.
+        model: The architecture, for strategies that train on the server's own data; its weights are
+            never read. None if nobody knows.
+        server_data: What the server has of its own, labelled; None if there is none.
     """
 
     num_clients: int
@@ -62,6 +66,8 @@ class Federation:
     layers: tuple[Layer, ...] | None = None
     lr_at: Callable[[int], float] | None = None
     trainable: Callable[[], Collection[str]] | None = None
+    model: nn.Module | None = None
+    server_data: ServerData | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,9 @@ class FedsimStrategy(Strategy, abc.ABC):
     of_mean_only: ClassVar[bool] = False
     """Whether `aggregate` depends on nothing but the weighted mean of the updates. A mechanism that
     protects whole clients hands such a strategy one reply, the noisy mean."""
+    sends_model: ClassVar[bool] = True
+    """Whether clients are sent the global model. If not, their messages' `arrays` are empty, and
+    what `client_payload` addresses to each is its model, under the model's names."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -277,7 +286,7 @@ class FedsimStrategy(Strategy, abc.ABC):
             server_round=server_round,
             client_index=asked,
             node_ids=nodes.ids(asked),
-            arrays=arrays,
+            arrays=arrays if self.sends_model else ArrayRecord(),
             config={**config, "seed": seed, "num-clients": nodes.count},  # type: ignore[dict-item]
             client_arrays=payload,
             zero_copy=self._zero_copy,

@@ -70,6 +70,10 @@ WITH: dict[tuple[str, str], list[str]] = {
     ("privacy", "aggregate_labels"): ["data=bags", "data.clip=3", "strategy=aggregate"],
     ("strategy", "least_squares"): ["data=bags", "model=linear"],
     **{("strategy", name): ["participation=full"] for name in EVERYBODY},
+    **{
+        ("strategy", name): ["data=wearable", "model=autoencoder"]
+        for name in ("semipfl", "semipfl_paper", "semipfl_released_code")
+    },
     ("privacy", "diff2"): ["strategy=diff2", "participation=full"],
     ("data", "table"): [*PEOPLE[1:], "model=linear"],
     ("data", "shakespeare"): ["model=transformer", "model.width=8"],

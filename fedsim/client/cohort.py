@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch
-from fedsim.client.objective import sample_scores
+from fedsim.client.objective import WEIGHTED_F1, confusion, sample_scores, weighted_f1
 from fedsim.client.plan import Plan, make_plan
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import NOTHING, TRAIN_LOSS, first_batch
@@ -178,13 +178,20 @@ def evaluate_clients(runtime: ClientRuntime, clients: np.ndarray, params: Params
     x, y = pool.take(np.concatenate(pool.rows))
     runtime.model.eval()
     sums: dict[str, torch.Tensor] = {}
+    dataset = runtime.dataset
+    classes = dataset.num_outputs if dataset.weighted_f1 else 0
+    counts_KCC = torch.zeros(len(clients), classes, classes, dtype=torch.int64, device=x.device)
     parts = (torch.split(t, 4096) for t in (x, y, owner))
     for x_part, y_part, who in zip(*parts, strict=True):
         outputs = runtime.apply(params, x_part)
-        for name, values in sample_scores(runtime.dataset.task, outputs, y_part).items():
+        for name, values in sample_scores(dataset.task, outputs, y_part).items():
             total = sums.setdefault(name, values.new_zeros(len(clients), dtype=torch.float64))
             total.index_add_(0, who, values.double())
+        if dataset.weighted_f1:
+            counts_KCC += confusion(who, y_part, outputs.argmax(-1), len(clients), classes)
     means = {name: total.cpu().numpy() / np.maximum(counts, 1) for name, total in sums.items()}
+    if dataset.weighted_f1:
+        means[WEIGHTED_F1] = weighted_f1(counts_KCC).cpu().numpy()
     metrics = {NUM_EXAMPLES: counts.astype(np.float64), **means}
     return Chunk(client_index=clients, arrays={}, metrics=metrics)
 
@@ -205,6 +212,9 @@ def evaluate_personal(
     counts = np.array([len(rows) for rows in pool.rows], np.int64)
     some = np.flatnonzero(counts)
     sums: dict[str, np.ndarray] = {}
+    dataset = runtime.dataset
+    classes = dataset.num_outputs if dataset.weighted_f1 else 0
+    counts_KCC = torch.zeros(len(some), classes, classes, dtype=torch.int64, device=pool.x.device)
     if len(some):
         weights = personal_models(
             runtime,
@@ -222,12 +232,19 @@ def evaluate_personal(
             true_KB = torch.from_numpy(index_KB < counts[some, None]).to(x.device)
             with torch.no_grad():
                 outputs = trainer.models(weights, x)
-            scores = sample_scores(runtime.dataset.task, outputs.flatten(0, 1), y.flatten(0, 1))
+            scores = sample_scores(dataset.task, outputs.flatten(0, 1), y.flatten(0, 1))
+            if dataset.weighted_f1:
+                owner = torch.arange(len(some), device=x.device).unsqueeze(1).expand_as(true_KB)
+                triples = (owner[true_KB], y[true_KB], outputs.argmax(-1)[true_KB])
+                counts_KCC += confusion(*triples, len(some), classes)
             for name, values in scores.items():
                 kept_KB = torch.where(true_KB, values.view(true_KB.shape).double(), 0)
                 total = sums.setdefault(name, np.zeros(len(clients)))
                 total[some] += kept_KB.sum(1).cpu().numpy()
     means = {name: total / np.maximum(counts, 1) for name, total in sums.items()}
+    if dataset.weighted_f1:
+        means[WEIGHTED_F1] = np.zeros(len(clients))
+        means[WEIGHTED_F1][some] = weighted_f1(counts_KCC).cpu().numpy()
     metrics = {NUM_EXAMPLES: counts.astype(np.float64), **means}
     return Chunk(client_index=clients, arrays={}, metrics=metrics)
 

@@ -28,6 +28,9 @@ And for what is not SGD at all:
     (DIFF2's clipped sums). Then `loss` is what is differentiated, the levels about steps and
     batches are not called, and what is sent back need not be a model.
 
+11. `score(cohort)`: the whole of K clients' evaluation, for models that are made in it (a mixture
+    that is learnt on the client's labelled samples) and are no tensors of the run's model.
+
 The engine owns the loop, the batches and the optimiser step. A client half never loops over
 clients and never knows which engine runs it: the cohort engine calls the same functions under
 `torch.func.vmap`, so they must be plain tensor algebra without data-dependent Python branches.
@@ -49,6 +52,10 @@ from fedsim.records import Params
 
 if TYPE_CHECKING:
     from fedsim.client.whole import Cohort, Worked
+
+
+UNLABELLED = -1
+"""The target of a sample whose class its client does not know; see `takes_unlabelled`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +151,10 @@ class ClientHalf:
     queried: bool = False
     """Whether it answers questions and needs no model; see `fedsim.query`."""
 
+    takes_unlabelled: bool = False
+    """Whether it learns from samples without a target, too: those of class `UNLABELLED`, where the
+    data set says that not all are known (`Dataset.labelled`). Others hold those that have one."""
+
     takes_bags: bool = False
     """Whether a sample may be a bag (`Dataset.bags`): x `[B, k, ...]`, outputs `[B, k, ...]`."""
 
@@ -227,6 +238,14 @@ class ClientHalf:
         is sent for one of them must not depend on the others.
         """
         raise NotImplementedError("the default half takes steps")
+
+    def score(self, cohort: Cohort) -> dict[str, Tensor]:
+        """Return K clients' scores on their held-out samples, name -> `[K]`.
+
+        In place of the model's, by the names of `fedsim.client.objective.score_names`. As in `run`,
+        a client's must not depend on the others.
+        """
+        raise NotImplementedError("the default half has its model scored")
 
     def loss_gradient(
         self, params: Params, batch: Batch, context: ClientContext

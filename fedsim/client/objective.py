@@ -35,9 +35,38 @@ def sample_scores(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Ten
     return {"loss": losses, "accuracy": hits if hits.dim() == 1 else hits.mean(dim=1)}
 
 
-def score_names(task: Task) -> tuple[str, ...]:
-    """Return the names of `sample_scores`, the last of which is the task's headline figure."""
-    return ("loss", "mse") if task == "regression" else ("loss", "accuracy")
+def score_names(task: Task, f1: bool = False) -> tuple[str, ...]:
+    """Return the names of a model's scores: those of `sample_scores`, and F1 if it is wanted."""
+    names = ("loss", "mse") if task == "regression" else ("loss", "accuracy")
+    return (*names, WEIGHTED_F1) if f1 else names
+
+
+WEIGHTED_F1 = "weighted-f1"
+
+
+def confusion(
+    owner_B: Tensor, targets_B: Tensor, guesses_B: Tensor, owners: int, classes: int
+) -> Tensor:
+    """Return how many samples of each class (row) were taken for which (column), `[K, C, C]`."""
+    cell_B = (owner_B * classes + targets_B) * classes + guesses_B
+    counts: Tensor = torch.bincount(cell_B, minlength=owners * classes * classes)
+    return counts.view(owners, classes, classes)
+
+
+def weighted_f1(counts_KCC: Tensor) -> Tensor:
+    """Return the F1 of each class, averaged by how many samples are of it, float64 `[K]`.
+
+    A class that is neither there nor guessed counts for nothing; 0 where there are no samples.
+
+    Example:
+        >>> weighted_f1(torch.tensor([[[2, 1], [0, 1]]]))  # 3/4 · 4/5 + 1/4 · 2/3
+        tensor([0.7667], dtype=torch.float64)
+    """
+    counts = counts_KCC.double()
+    hits_KC = counts.diagonal(dim1=-2, dim2=-1)
+    true_KC, guessed_KC = counts.sum(-1), counts.sum(-2)
+    f1_KC = 2 * hits_KC / (true_KC + guessed_KC).clamp(min=1)
+    return (f1_KC * true_KC).sum(-1) / true_KC.sum(-1).clamp(min=1)
 
 
 def mean_scores(scores: dict[str, Tensor]) -> dict[str, float]:

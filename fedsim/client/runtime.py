@@ -15,13 +15,13 @@ from fedsim import seeds
 from fedsim.client import differentiate
 from fedsim.client.differentiate import Grad
 from fedsim.client.gradient import GradientEstimator
-from fedsim.client.half import ClientContext, ClientHalf
+from fedsim.client.half import UNLABELLED, ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models.dropout import KeyedDropout
 from fedsim.models.structure import state_of
-from fedsim.partition.base import Partition, train_sizes
+from fedsim.partition.base import Partition, labelled_sizes, train_sizes
 from fedsim.protection.base import Protection
 from fedsim.records import Params, aligned
 
@@ -92,6 +92,11 @@ class ClientRuntime:
             )
         if self.dataset.bags is not None:
             self._check_bags()
+        if self.dataset.labelled < 1 and self.hides_sizes:
+            raise ConfigError(
+                f"data.labelled={self.dataset.labelled:g}: which samples have labels is drawn by "
+                "how many a client holds, which the privacy mechanism hides; set data.labelled=1"
+            )
         self.protection.check(self)
 
     def _check_bags(self) -> None:
@@ -184,7 +189,26 @@ class ClientRuntime:
         return own
 
     def positions(self, client: int, n: int, *, held_out: bool) -> np.ndarray:
-        """Return positions in [0, n) of a client's training, or held-out, samples."""
+        """Return positions in [0, n) of a client's training, or held-out, samples.
+
+        Where not all targets are known, those that its half can learn from.
+        """
+        positions = self._side(client, n, held_out=held_out)
+        if held_out or self.half.takes_unlabelled or self.dataset.labelled == 1:
+            return positions
+        return self._labelled(client, positions)
+
+    def _labelled(self, client: int, positions: np.ndarray) -> np.ndarray:
+        """Return those of a client's training samples whose targets it knows, ascending.
+
+        Of two shares, the larger one holds all that the smaller one does.
+        """
+        order = seeds.rng(self.seed, 0, client, "labelled").permutation(len(positions))
+        known = int(labelled_sizes(np.array(len(positions)), self.dataset.labelled))
+        return positions[np.sort(order[:known])]
+
+    def _side(self, client: int, n: int, *, held_out: bool) -> np.ndarray:
+        """Return positions in [0, n) of a client's samples on one side of the holdout."""
         if not self.holdout:
             return np.arange(0 if held_out else n)
         if self.hides_sizes:  # one sample more or less must not move the others
@@ -206,7 +230,8 @@ class ClientRuntime:
         Without feature skew that is the data set itself, and no sample is copied.
         """
         relabel = None if held_out else self.train_targets
-        if not self.partition.transforms and relabel is None:
+        hides = self.half.takes_unlabelled and self.dataset.labelled < 1 and not held_out
+        if not self.partition.transforms and relabel is None and not hides:
             rows = [self.samples(client, held_out=held_out) for client in clients]
             return Pool(x=self.dataset.train_x, y=self.dataset.train_y, rows=rows)
         xs, ys, rows, start = [], [], [], 0
@@ -215,8 +240,14 @@ class ClientRuntime:
             index = torch.from_numpy(indices).to(self.dataset.train_x.device)
             xs.append(self.partition.transform(client, self.dataset.train_x[index]))
             y = self.dataset.train_y[index]
-            ys.append(y if relabel is None else relabel(client, y))
-            rows.append(start + self.positions(client, len(indices), held_out=held_out))
+            y = y if relabel is None else relabel(client, y)
+            positions = self.positions(client, len(indices), held_out=held_out)
+            if hides:
+                known = torch.from_numpy(self._labelled(client, positions)).to(y.device)
+                y, told = torch.full_like(y, UNLABELLED), y
+                y[known] = told[known]
+            ys.append(y)
+            rows.append(start + positions)
             start += len(indices)
         if not start:  # padding points at a sample, and there is none
             return Pool(x=self.dataset.train_x[:1], y=self.dataset.train_y[:1], rows=rows)

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from fedsim.client.half import Batch, ClientContext
-from fedsim.client.objective import mean_scores, sample_scores, score_names
+from fedsim.client.objective import (
+    WEIGHTED_F1,
+    confusion,
+    mean_scores,
+    sample_scores,
+    score_names,
+    weighted_f1,
+)
 from fedsim.client.runtime import ClientRuntime, Pool
-from fedsim.client.whole import run_whole
+from fedsim.client.whole import run_whole, score_whole
 from fedsim.models.dropout import install
 from fedsim.records import EVALUATE, NUM_EXAMPLES, RECEIVED, Params, Scalar
 
@@ -148,6 +155,15 @@ def evaluate_client(
     client_arrays: Params,
 ) -> dict[str, float]:
     """Return one client's scores on its held-out samples, under its view of `params`."""
+    if runtime.half.overrides("score"):
+        columns = score_whole(
+            runtime,
+            clients=np.array([client]),
+            server_round=server_round,
+            params=params,
+            client_arrays={name: tensor.unsqueeze(0) for name, tensor in client_arrays.items()},
+        )
+        return {name: float(column[0]) for name, column in columns.items()}
     pool = runtime.pool([client], held_out=True)
     x, y = pool.take(pool.rows[0])
     if runtime.half.personal and len(y):
@@ -181,7 +197,7 @@ def received_scores(
         params=params,
         client_arrays=client_arrays,
     )
-    names = (NUM_EXAMPLES, *score_names(runtime.dataset.task))
+    names = (NUM_EXAMPLES, *score_names(runtime.dataset.task, runtime.dataset.weighted_f1))
     return {RECEIVED + name: scores.get(name, 0.0) for name in names}
 
 
@@ -202,10 +218,13 @@ def evaluate(
     if not len(y):
         return {}
     runtime.model.eval()
-    parts = [
-        sample_scores(runtime.dataset.task, runtime.apply(params, x_part), y_part)
-        for x_part, y_part in zip(
-            torch.split(x, batch_size), torch.split(y, batch_size), strict=True
-        )
-    ]
-    return mean_scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    dataset, parts, guesses = runtime.dataset, [], []
+    for x_part, y_part in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+        outputs = runtime.apply(params, x_part)
+        parts.append(sample_scores(dataset.task, outputs, y_part))
+        guesses.append(outputs.argmax(-1) if dataset.weighted_f1 else y_part[:0])
+    means = mean_scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    if dataset.weighted_f1:
+        counts = confusion(torch.zeros_like(y), y, torch.cat(guesses), 1, dataset.num_outputs)
+        means[WEIGHTED_F1] = float(weighted_f1(counts)[0])
+    return means

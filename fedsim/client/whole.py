@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch
-from fedsim.client.runtime import ClientRuntime
+from fedsim.client.plan import make_plan
+from fedsim.client.runtime import ClientRuntime, Pool
 from fedsim.records import NUM_EXAMPLES, Chunk, Params, Scalar
 
 MEMORY = 2**25
@@ -95,6 +97,40 @@ class Cohort:
     def targets(self, row: int) -> Tensor:
         """Return the targets of the samples of one client, `[n, ...]`."""
         return self._pool.y[torch.from_numpy(self._pool.rows[row]).to(self._pool.y.device)]
+
+    @property
+    def model(self) -> nn.Module:
+        """The architecture; its own weights are not the clients'."""
+        return self._runtime.model
+
+    @property
+    def lr(self) -> float:
+        """This round's learning rate."""
+        return self._runtime.work.lr_at(self.server_round)
+
+    def samples(self, row: int, *, held_out: bool = False) -> Batch:
+        """Return one client's training, or held-out, samples."""
+        pool = self._held_out if held_out else self._pool
+        x, y = pool.take(pool.rows[row])
+        return Batch(x=x, y=y)
+
+    def steps(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the local steps of the `client` group: all clients' next batches at once.
+
+        Each is a batch `[K, B, ...]`, and which of its samples are true, bool `[K, B]`: none of a
+        client that has finished.
+        """
+        plan = make_plan(self._runtime, self.clients, self.server_round)
+        back = np.argsort(plan.order)
+        for rows_KB, lengths_K in zip(plan.rows[:, back], plan.lengths[:, back], strict=True):
+            width = max(1, int(lengths_K.max()))
+            index = torch.from_numpy(rows_KB[:, :width]).to(plan.x.device)
+            true_KB = torch.from_numpy(np.arange(width) < lengths_K[:, None]).to(plan.x.device)
+            yield Batch(x=plan.x[index], y=plan.y[index]), true_KB
+
+    @cached_property
+    def _held_out(self) -> Pool:
+        return self._runtime.pool(self.clients.tolist(), held_out=True)
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -180,3 +216,31 @@ def run_whole(
         client_arrays={**worked.upload, **upload},
         metrics=metrics,
     )
+
+
+def score_whole(
+    runtime: ClientRuntime,
+    *,
+    clients: np.ndarray,
+    server_round: int,
+    params: Params,
+    client_arrays: Params,
+) -> dict[str, np.ndarray]:
+    """Return the columns that the half's `score` gives of some clients, float64 `[K]` each.
+
+    A client without held-out samples has zeros, and counts for none.
+    """
+    device = runtime.dataset.train_x.device
+    cohort = Cohort(
+        runtime,
+        clients=clients,
+        server_round=server_round,
+        params=params,
+        client_arrays={name: rows.to(device) for name, rows in client_arrays.items()},
+        told={},
+    )
+    counts_K = np.array([len(cohort.samples(k, held_out=True).y) for k in range(len(cohort))])
+    scores = runtime.half.score(cohort)
+    columns = {name: values.double().cpu().numpy() for name, values in scores.items()}
+    empty = {name: np.where(counts_K > 0, column, 0.0) for name, column in columns.items()}
+    return {NUM_EXAMPLES: counts_K.astype(np.float64), **empty}

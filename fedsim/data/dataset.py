@@ -48,6 +48,23 @@ class ItemLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerData:
+    """Labelled samples that are the server's own, of several distributions; no client's.
+
+    Attributes:
+        x: Inputs `[S, *input_shape]`, scaled as the clients'.
+        y: Targets, as those of the data set.
+        source: Which distribution each is of, int64 `[S]`, 0..M-1.
+        names: One for each of the M distributions.
+    """
+
+    x: Tensor
+    y: Tensor
+    source: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A train and a test set. Clients hold index ranges into the train set, never copies of it.
 
@@ -71,6 +88,11 @@ class Dataset:
             `train_y` is float `[N, num_outputs + 1]`: the mean response (of classes: their shares),
             then s. Individual train responses are nowhere; the test set is as always.
         items: Of a data set of items.
+        labelled: Share of each client's *training* samples whose targets it knows. Those who learn
+            from targets alone (`ClientHalf.takes_unlabelled`) do not see the others at all.
+        weighted_f1: Whether classifications are scored by F1, weighted by class, as well.
+        server: What the server knows beside the test set. Strategies find it in their `Federation`;
+            clients never see it.
     """
 
     name: str
@@ -85,6 +107,9 @@ class Dataset:
     num_tokens: int | None = None
     bags: BagLayout | None = None
     items: ItemLayout | None = None
+    labelled: float = 1.0
+    weighted_f1: bool = False
+    server: ServerData | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -114,6 +139,13 @@ class Dataset:
             train_y=move(self.train_y),
             test_x=move(self.test_x),
             test_y=move(self.test_y),
+            server=self.server
+            and replace(
+                self.server,
+                x=move(self.server.x),
+                y=move(self.server.y),
+                source=move(self.server.source),
+            ),
         )
 
     def labels(self) -> np.ndarray:

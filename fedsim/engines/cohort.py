@@ -19,6 +19,7 @@ from fedsim.client.app import make_client_app
 from fedsim.client.cohort import CohortTrainer, evaluate_clients, evaluate_personal
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import PrivateStep, RuleStep, VmapStep
+from fedsim.client.whole import score_whole
 from fedsim.engines.base import EnginePart
 from fedsim.engines.flwr_compat import FIRST_NODE_ID, client_error
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
@@ -48,6 +49,7 @@ WITHOUT_RULES = {
     "gradient": "gradient",
     "evaluated": "evaluation",
     "run": "local work",
+    "score": "evaluation",
 }
 """Levels of a client half that call the model themselves -> what a half that has them replaces."""
 
@@ -148,6 +150,16 @@ class CohortGrid(InProcessGrid):
         params: Params,
         own: Params | PayloadOf,
     ) -> Chunk:
+        if self.runtime.half.overrides("score"):
+            own = own(clients) if callable(own) else own
+            columns = score_whole(
+                self.runtime,
+                clients=clients,
+                server_round=server_round,
+                params=params,
+                client_arrays=own,
+            )
+            return Chunk(client_index=clients, arrays={}, metrics=columns)
         if not self.runtime.half.personal:
             return evaluate_clients(self.runtime, clients, params)
         own = own(clients) if callable(own) else own

@@ -109,3 +109,12 @@ def train_sizes(sizes: np.ndarray, holdout: float) -> np.ndarray:
     """Return how many of clients' samples are left for training, int64, of `sizes`' shape."""
     left: np.ndarray = sizes - (sizes * holdout).astype(np.int64)
     return left
+
+
+def labelled_sizes(sizes: np.ndarray, labelled: float) -> np.ndarray:
+    """Return of how many of clients' training samples the targets are known, of `sizes`' shape.
+
+    The nearest whole number; at least one of a client's samples, where the share is not 0.
+    """
+    known: np.ndarray = np.floor(sizes * labelled + 0.5).astype(np.int64)
+    return np.minimum(np.maximum(known, 1), sizes) if labelled else known

@@ -22,7 +22,14 @@ WORDS = [
 """Ragged clients in part, scored on their own samples. In float64, so that no rule that picks among
 updates picks another for a rounding error."""
 
+CODED = [
+    *("data=wearable", "data.subjects=12", "data.windows=36", "data.labelled=0.5"),
+    *("model=autoencoder", "model.latent=4"),
+]
+"""What trains autoencoders needs data of the server's own."""
+
 MORE = {
+    **{name: CODED for name in ("semipfl", "semipfl_paper", "semipfl_released_code")},
     "bulyan": ["strategy.num_malicious=1"],
     "krum": ["strategy.num_malicious=2"],
     "multikrum": ["strategy.num_malicious=2"],
