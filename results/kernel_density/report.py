@@ -165,7 +165,7 @@ def query_times(runs: Any) -> list[str]:
             rows.append([data, f"{width or 'all'}", method, *values])
     head = ["data", "d", "method", "numbers", "µs a query", "µs brute force", "s to sum"]
     return (
-        ["## Time, ε = 1, queries 200 at a time, one thread", "", *table(head, rows)]
+        ["## Time, ε = 1, queries 100 at a time, one thread", "", *table(head, rows)]
         if rows
         else []
     )
