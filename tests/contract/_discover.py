@@ -51,3 +51,6 @@ def is_ours(name: str) -> bool:
 
 OURS = [name for name in NAMES if is_ours(name)]
 FLOWERS = [name for name in NAMES if not is_ours(name)]
+
+CODED = {"semipfl", "semipfl_paper", "semipfl_released_code"}
+"""They send each client an autoencoder of its own, which the toy models of some tests are not."""

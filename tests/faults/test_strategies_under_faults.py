@@ -7,7 +7,8 @@ import torch
 from fedsim.admission import Admission, ClientError
 from fedsim.records import NUM_EXAMPLES, Chunk
 from fedsim.third_party import StrategyError
-from tests.contract._discover import FLOWERS, NAMES, OURS, make
+from tests.contract import _discover
+from tests.contract._discover import CODED, FLOWERS, make
 from tests.faults._bad import BAD, CASES, Bomb, poisoned, with_x
 from tests.strategies._toy import (
     Stacked,
@@ -21,6 +22,8 @@ from tests.strategies._toy import (
     upload_of,
 )
 
+NAMES = sorted(set(_discover.NAMES) - CODED)
+OURS = sorted(set(_discover.OURS) - CODED)
 CLIENTS = 10
 START = {"x": torch.tensor([1.0, 2.0])}
 BAD_ONE = 3
