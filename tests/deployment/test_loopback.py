@@ -24,7 +24,7 @@ from fedsim.simulation import Simulation
 
 pytestmark = pytest.mark.slow
 
-NODES = 3
+NODES = 2
 SMALL = ["rounds=2", f"partition.num_clients={NODES}", "client.epochs=1", "model.hidden=[16]"]
 FEDAVG = [*SMALL, "strategy=fedavg", "participation=full"]
 ASKED = ["model=none", f"partition.num_clients={NODES}", "participation=full"]
@@ -49,6 +49,9 @@ RUNS = {
 """TAP without a mechanism: on devices, whose coins are the system's, no two runs are the same."""
 
 
+NIGHTLY = {"fedadam"}
+
+
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalDeployment]:
     folder = tmp_path_factory.mktemp("deployment")
@@ -61,7 +64,10 @@ def weights(folder: Path) -> str:
     return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in tensors))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly if name in NIGHTLY else ()) for name in RUNS],
+)
 def test_a_run_ends_with_the_same_weights(
     deployment: LocalDeployment, name: str, tmp_path: Path
 ) -> None:

@@ -199,7 +199,7 @@ def test_overrides(start: tuple[str, Any], texts: list[str]) -> None:
 
 
 @example(start=("base", ()), changes=[("model.activation", "\x85")])  # YAML's third line end
-@FAST
+@settings(FAST, max_examples=max(10, EXAMPLES // 4))
 @given(
     start=st.sampled_from(STARTS),
     changes=st.lists(
