@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from safetensors.torch import load_file
 
 from fedsim.config import compose
@@ -49,7 +50,10 @@ RUNS = {
 """TAP without a mechanism: on devices, whose coins are the system's, no two runs are the same."""
 
 
-NIGHTLY = {"fedadam"}
+def nightly_but(names: Iterable[str], often: set[str]) -> list[ParameterSet]:
+    """A deployed run takes a minute or two of CPU, most of it for Flower's processes to start."""
+    marks = {name: [] if name in often else [pytest.mark.nightly] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,7 @@ def weights(folder: Path) -> str:
     return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in tensors))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.nightly if name in NIGHTLY else ()) for name in RUNS],
-)
+@pytest.mark.parametrize("name", nightly_but(RUNS, {"fedavg", "diff2", "kernel_density", "tap"}))
 def test_a_run_ends_with_the_same_weights(
     deployment: LocalDeployment, name: str, tmp_path: Path
 ) -> None:
@@ -94,7 +95,7 @@ PRIVATE = {
 }
 
 
-@pytest.mark.parametrize("mechanism", PRIVATE)
+@pytest.mark.parametrize("mechanism", nightly_but(PRIVATE, {"dp_sgd"}))
 def test_noise_on_devices_is_the_systems_and_the_statement_says_so(
     deployment: LocalDeployment, mechanism: str, tmp_path: Path
 ) -> None:
