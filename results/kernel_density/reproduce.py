@@ -2,7 +2,7 @@
 
     FEDSIM_DATA=... python results/kernel_density/reproduce.py KIND ...
 
-KINDs are classes, mixture, time, density, size, width, baselines and low.
+KINDs are classes, mixture, time, density, size, slope, width, baselines and low.
 
 Appends to runs.jsonl what is not yet in it, one line a run; without an argument, draws the pictures
 and writes tables.md. One process, one thread; about half an hour of CPU for everything.
@@ -88,7 +88,7 @@ def make(point: Point, x: Tensor, width: float, seed: int) -> tuple[Summary, str
     plan = {"records": n, "epsilon": point["epsilon"], "delta": DELTA, "relation": "replace_one"}
     if method in METHODS:
         kernel, pairs, law = METHODS[method]
-        count = min(1024, feature_count(law=law, pairs=pairs, **plan))
+        count = min(point.get("most", 1024), feature_count(law=law, pairs=pairs, **plan))
         sigma = width * (d if kernel in ("laplace", "rational_l1") else 1) ** 0.5
         found: Summary = RandomFeatures(
             dimension=d, kernel=kernel, bandwidth=sigma, count=count, pairs=pairs, seed=seed
@@ -114,8 +114,8 @@ def make(point: Point, x: Tensor, width: float, seed: int) -> tuple[Summary, str
         order = min(6, order_for(point["epsilon"], n))
         return LSQ(dimension=d, bandwidth=width, low=-reach, high=reach, order=order), "laplace"
     if method == "bernstein":
-        return Bernstein(dimension=d, bandwidth=width, degree=point["degree"],
-                         iterations=point["iterations"], low=-reach, high=reach), "laplace"  # fmt: skip
+        lattice = {"degree": point["degree"], "iterations": point["iterations"]}
+        return Bernstein(dimension=d, bandwidth=width, low=-reach, high=reach, **lattice), "laplace"
     raise KeyError(method)
 
 
@@ -198,6 +198,13 @@ def size_points() -> Iterator[Point]:
             for n in (500, 2000, 8000, 30000):
                 for seed in range(SEEDS):
                     yield {"data": name, "method": method, "epsilon": 1.0, "n": n, "seed": seed}
+
+
+def slope_points() -> Iterator[Point]:
+    """The same with as many features as are planned, in proportion to εn, and no fewer."""
+    for point in size_points():
+        if point["method"] == "gaussian, pairs, laplace noise":
+            yield {**point, "most": 8192}
 
 
 def width_points() -> Iterator[Point]:
@@ -460,6 +467,7 @@ KINDS: dict[str, tuple[Callable[[], Iterator[Point]], Callable[[Point], dict[str
     "mixture": (mixture_points, mixture),
     "density": (density_points, density),
     "size": (size_points, density),
+    "slope": (slope_points, density),
     "width": (width_points, density),
     "baselines": (baseline_points, density),
     "low": (low_points, density),
