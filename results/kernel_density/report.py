@@ -236,12 +236,21 @@ LOOKS = {
     "lsq": ("#D55E00", "v"), "bernstein": ("#E69F00", "D"), "brute force": ("#000000", "x"),
 }  # fmt: skip
 NAMES = {
-    "planned": "the same, as many features as planned","mean": "nearest class mean", "similarity": "average similarity", "kernel": "kernel",
-         "dp-sgd": "DP-SGD", "dp-gd": "DP-GD (20 steps)", "lsq": "LSQ", "bernstein": "Bernstein",
-         "l1 tree": "L1 tree", "l2 tree": "L2 tree", "l2 squared": "L2 squared, moments",
-         "gaussian, pairs, gaussian noise": "Gaussian kernel, pairs, Gaussian noise",
-         "gaussian, pairs, laplace noise": "Gaussian kernel, pairs, Laplace noise",
-         "gaussian, phases, laplace noise": "Gaussian kernel, phases, Laplace noise"}  # fmt: skip
+    "planned": "the same, as many features as planned",
+    "mean": "nearest class mean",
+    "similarity": "average similarity",
+    "kernel": "kernel",
+    "dp-sgd": "DP-SGD",
+    "dp-gd": "DP-GD (20 steps)",
+    "lsq": "LSQ",
+    "bernstein": "Bernstein",
+    "l1 tree": "L1 tree",
+    "l2 tree": "L2 tree",
+    "l2 squared": "L2 squared, moments",
+    "gaussian, pairs, gaussian noise": "Gaussian kernel, pairs, Gaussian noise",
+    "gaussian, pairs, laplace noise": "Gaussian kernel, pairs, Laplace noise",
+    "gaussian, phases, laplace noise": "Gaussian kernel, phases, Laplace noise",
+}
 DRAWN = [m for m in LOOKS if m not in ("planned", "laplace", "exponential", "rational_l2_squared")]
 
 
