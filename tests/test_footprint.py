@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message
 
 from fedsim.client.sequential import evaluate_client, train_client
-from fedsim.config import compose
+from fedsim.config import Config, compose
 from fedsim.devices.base import Fleet
 from fedsim.devices.drawn import Drawn
 from fedsim.effort import _operations, local_effort
@@ -159,7 +159,9 @@ def test_a_mechanism_that_hides_sizes_hides_operations() -> None:
 
 def test_without_a_profile_there_is_no_footprint_and_the_hash_is_as_it_was() -> None:
     config = compose("quickstart", WORDS)
-    assert "devices" in config.values
-    assert config.hash != compose("quickstart", [*WORDS, "devices=equal"]).hash
+    before = Config(config.scenario, config.overrides, {**config.values})
+    del before.values["devices"]  # a run folder of before there were any
+    assert Config.from_yaml(before.to_yaml()).values == config.values
+    assert before.hash == config.hash != compose("quickstart", [*WORDS, "devices=equal"]).hash
     _, report = one_round("quickstart", *WORDS)
     assert report.footprint == {}

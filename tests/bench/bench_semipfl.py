@@ -52,7 +52,7 @@ def main() -> None:
     for _ in range(starts):
         for engine in ENGINES:
             command = [sys.executable, __file__, "--contestant", engine]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             seconds[engine].append(float(done.stdout.splitlines()[-1]))
     middle = {engine: statistics.median(values) for engine, values in seconds.items()}
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
