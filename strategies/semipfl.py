@@ -39,13 +39,13 @@ from torch import Tensor
 
 from fedsim.client.half import ClientHalf
 from fedsim.client_table import ClientTable
-from fedsim.errors import ConfigError, ResumeError
+from fedsim.errors import ResumeError
 from fedsim.hypernetwork import Hypernetwork
 from fedsim.parts import Range
 from fedsim.records import Params, PayloadOf, Replies, stack
 from fedsim.stacked_fit import Optimiser
 from fedsim.strategy import FedsimStrategy, Round, State
-from strategies.coded import BASE, HEAD, BaseFit, CodingUsers, coded
+from strategies.coded import BASE, BaseFit, CodingUsers, autoencoder_of, coded, server_data_of
 
 HYPER, TABLE = "hyper/", "returned/"
 
@@ -162,23 +162,16 @@ class SemiPFL(FedsimStrategy):
         Raises:
             ConfigError: In a simulation, the server has no data to learn from.
         """
-        federation = self.federation
-        if federation is not None and federation.model is not None:
-            coded(federation.model)
-            if federation.server_data is None:
-                raise ConfigError(
-                    "data: SemiPFL's server learns from labelled data of its own, and this data "
-                    "set has none; use data of subjects, e.g. data=wearable"
-                )
+        server_data_of(self)
         like = autoencoder_of(context.params)
-        seed = 0 if federation is None else federation.seed
+        seed = 0 if self.federation is None else self.federation.seed
         self._hyper.fit(like, context.num_clients, seed)
         self._returned.fit(like, context.num_clients)
 
     def _bases(self, phi: Params) -> Params:
         """Return the base models of some users' autoencoders, name -> `[K, M, ...]`."""
-        federation = self.federation
-        if federation is None or federation.model is None or federation.server_data is None:
+        federation, data = self.federation, server_data_of(self)
+        if federation is None or data is None:
             return {}  # nobody has said what the server knows
         make = BaseFit(
             keep=self.keep,
@@ -190,10 +183,5 @@ class SemiPFL(FedsimStrategy):
             batch_size=self.base_batch,
             seed=federation.seed,
         )
-        bases = make(coded(federation.model), federation.server_data, phi)
+        bases = make(coded(federation.model), data, phi)
         return {BASE + name: rows for name, rows in bases.items()}
-
-
-def autoencoder_of(params: Params) -> Params:
-    """Return the part of a model that users train: all but the head, and integers."""
-    return {n: t for n, t in params.items() if not n.startswith(HEAD) and t.is_floating_point()}

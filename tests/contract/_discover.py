@@ -52,5 +52,6 @@ def is_ours(name: str) -> bool:
 OURS = [name for name in NAMES if is_ours(name)]
 FLOWERS = [name for name in NAMES if not is_ours(name)]
 
-CODED = {"semipfl", "semipfl_paper", "semipfl_released_code"}
-"""They send each client an autoencoder of its own, which the toy models of some tests are not."""
+SEMIPFL = ("semipfl", "semipfl_paper", "semipfl_released_code")
+CODED = {*SEMIPFL, "fedavg_autoencoder", "fedprox_autoencoder"}
+"""Their clients train autoencoders: where there is a real model, it must be one."""
