@@ -89,7 +89,8 @@ def fit(
         loss: Of one model; given its parameters, then its `fixed` ones in the same mapping.
         lr: Learning rate.
         optimiser: `adam` or `sgd`.
-        momentum, weight_decay: Of SGD: μ and λ.
+        momentum: μ of SGD.
+        weight_decay: λ of SGD.
         pull: c of a term (c/2) ‖w − w_0‖² in each model's loss, w_0 where it began. The losses that
             are returned are without it.
         fixed: Further tensors of the models, `[K, ...]`, that stay as they are.

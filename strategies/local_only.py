@@ -4,8 +4,8 @@
 
 v_k begins as the initial model, the same for all. The server stores each v_k by client index, sends
 it with the message and takes it back with the reply, so that a run survives its processes and uses
-the rounds, batches and learning rates of those it is compared with. Clients without labels keep what
-they began with. The run's model is the mean of the v_k that came last: nobody is sent it.
+the rounds, batches and learning rates of those it is compared with. Clients without labels keep
+what they began with. The run's model is the mean of the v_k that came last: nobody is sent it.
 
 With `data.labelled=1` it is what users could do alone if all of their windows had labels.
 """

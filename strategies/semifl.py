@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.client.half import UNLABELLED, Batch, ClientHalf
+from fedsim.client.half import UNLABELLED, ClientHalf
 from fedsim.client.sequential import TRAIN_LOSS
 from fedsim.client.whole import Cohort, Worked
 from fedsim.parts import Range
@@ -185,7 +185,7 @@ class SemiFL(FedsimStrategy):
             noise = seeds.torch_rng(federation.seed, server_round, seeds.SERVER, "augmentation")
             for _ in range(self.server_epochs):
                 order = torch.from_numpy(rng.permutation(len(data.y))).to(data.y.device)
-                for index in order.split(self.server_batch):
+                for index in torch.split(order, self.server_batch):
                     weak, _ = self.augmentation(data.x[index], noise)
                     yield (weak[None], data.y[index][None]), torch.ones(1, len(index)).to(weak)
 

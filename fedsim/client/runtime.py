@@ -87,8 +87,8 @@ class ClientRuntime:
         idle = [f"client.{name}" for name in self.half.ignored_work if getattr(self.work, name)]
         if idle:
             raise ConfigError(
-                f"{', '.join(idle)}: without effect, as the strategy's local steps are Adam's, which "
-                f"has neither momentum nor weight decay here; set {'=0 and '.join(idle)}=0, or "
+                f"{', '.join(idle)}: without effect, as the strategy's local steps are those of "
+                f"Adam, without momentum or weight decay; set {'=0 and '.join(idle)}=0, or "
                 "strategy.optimiser=sgd"
             )
         if self.half.full_gradient and not self.estimator.plain:

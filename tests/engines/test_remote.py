@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +17,20 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedsim import __version__, third_party
 from fedsim.admission import Admission, ClientError
+from fedsim.data.dataset import ServerData
 from fedsim.engines import remote
 from fedsim.engines.deployment import Deployment
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.engines.in_process import InProcess, InProcessGrid
 from fedsim.engines.remote import KEPT_S, RemoteGrid
 from fedsim.errors import ConfigError, TooFewClientsError
+from fedsim.models.autoencoder import Autoencoder
 from fedsim.models.mlp import MLP
 from fedsim.models.structure import layers_of
 from fedsim.records import to_record
 from fedsim.rounds import Evaluation, RoundLoop
 from fedsim.strategy import Federation, FedsimStrategy
-from tests.contract._discover import CODED, NAMES, make
+from tests.contract._discover import CODED, NAMES, kind, make
 from tests.engines._nodes import Clock, Nodes
 from tests.helpers import Everyone, Some, classification, make_runtime, run, shares
 from tests.strategies._toy import equal
@@ -370,7 +373,18 @@ def of_strategy(strategy: Any) -> Any:
         schedule=Some(CLIENTS, 7),
         layers=layers_of(runtime().model),
     )
-    return runtime(half=strategy.client_half, holdout=0.3)
+    if type(strategy) not in {kind(name) for name in CODED}:
+        return runtime(half=strategy.client_half, holdout=0.3)
+    data = classification()
+    source = torch.arange(len(data.test_y)) % 2
+    own = ServerData(x=data.test_x, y=data.test_y, source=source, names=("a", "b"))
+    return make_runtime(
+        replace(data, server=own),
+        Autoencoder(hidden=[4], latent=3, head_hidden=0),
+        partition=shares(data, SIZES),
+        half=strategy.client_half,
+        holdout=0.3,
+    )
 
 
 SAMPLING = {
@@ -379,7 +393,7 @@ SAMPLING = {
 }
 
 
-@pytest.mark.parametrize("name", [*sorted(set(NAMES) - CODED), *SAMPLING])
+@pytest.mark.parametrize("name", [*NAMES, *SAMPLING])
 def test_every_strategy_selects_and_ends_as_in_process(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
