@@ -163,6 +163,10 @@ class SemiFL(FedsimStrategy):
     def client_half(self) -> ClientHalf:
         return PseudoLabelled(self.threshold, self.augmentation, self.optimiser)
 
+    def client_payload(self, context: Round) -> Params:
+        classifier_of(self, context.params)  # or says that users cannot train it
+        return {}
+
     def aggregate(self, context: Round, replies: Replies) -> Params:
         total = UpdateSum(context.params)
         for chunk in replies.chunks():

@@ -30,6 +30,7 @@ OF_WINDOWS = [
 
 MORE = {
     **{name: OF_WINDOWS for name in (*CODED, "semifl")},
+    "semipfl_released_code": [*OF_WINDOWS, "model.output=tanh"],
     "bulyan": ["strategy.num_malicious=1"],
     "krum": ["strategy.num_malicious=2"],
     "multikrum": ["strategy.num_malicious=2"],

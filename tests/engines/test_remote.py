@@ -380,7 +380,12 @@ def of_strategy(strategy: Any) -> Any:
     own = ServerData(x=data.test_x, y=data.test_y, source=source, names=("a", "b"))
     return make_runtime(
         replace(data, server=own),
-        Autoencoder(hidden=[4], latent=3, head_hidden=0),
+        Autoencoder(
+            hidden=[4],
+            latent=3,
+            head_hidden=0,
+            output=getattr(strategy, "output", None) or "linear",
+        ),
         partition=shares(data, SIZES),
         half=strategy.client_half,
         holdout=0.3,
