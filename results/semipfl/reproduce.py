@@ -1,6 +1,6 @@
 """SemiPFL against its neighbours on phone recordings of 23 people.
 
-    python results/semipfl/reproduce.py run       # about 15 CPU-minutes; goes on where it stopped
+    python results/semipfl/reproduce.py run       # about 25 CPU-minutes; goes on where it stopped
     python results/semipfl/reproduce.py report    # semipfl.png, tables.md
 
 Needs FEDSIM_DATA. Appends each finished run to runs.jsonl: first the tuning grid, on a seed of its

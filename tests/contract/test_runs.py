@@ -10,7 +10,7 @@ from fedsim.lifecycle import Run
 from fedsim.records import Params
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
-from tests.contract._discover import CODED, EVERYBODY, NAMES, OURS
+from tests.contract._discover import CODED, EVERYBODY, NAMES, OURS, short
 from tests.helpers import distance
 
 WORDS = [
@@ -29,7 +29,11 @@ OF_WINDOWS = [
 """What trains autoencoders needs data of the server's own."""
 
 MORE = {
-    **{name: OF_WINDOWS for name in (*CODED, "semifl")},
+    **{
+        name: [*OF_WINDOWS, *(f"strategy.{key}={value}" for key, value in short(name).items())]
+        for name in CODED
+    },
+    "semifl": OF_WINDOWS,
     "semipfl_released_code": [*OF_WINDOWS, "model.output=tanh"],
     "bulyan": ["strategy.num_malicious=1"],
     "krum": ["strategy.num_malicious=2"],
