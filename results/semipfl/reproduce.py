@@ -253,7 +253,7 @@ def report() -> None:
         at = best(runs, method)
         text.append(f"| {method} | {at.lr:g} | `{GRID[method][0]}` | {at.second:g} |")
     (HERE / "tables.md").write_text("\n".join(text) + "\n")
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True)
     for axis, what, x in ((axes[0], by_share, SHARES), (axes[1], by_users, USERS)):
         for method in METHODS:
             some = [(v, values(runs, method, *w)) for v, w in zip(x, what, strict=True)]
@@ -272,7 +272,7 @@ def report() -> None:
             )
     axes[0].set(xlabel="share of labels that users know", ylabel="weighted F1 (%)")
     axes[1].set(xlabel="users (a tenth of the labels)")
-    axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(HERE / "semipfl.png", dpi=130)
 
