@@ -1,9 +1,10 @@
 """Many small models of one kind fitted at once: SGD or Adam under `torch.func.vmap`.
 
     m ← β1 m + (1 − β1) g,  v ← β2 v + (1 − β2) g²,  w ← w − lr · m̂ / (√v̂ + ε)      Adam, per model
+    v ← μ v + g + λ w,  w ← w − lr · v                                                SGD, per model
 
-Adam is PyTorch's, with its defaults (β1 = 0.9, β2 = 0.999, ε = 1e-8). A model whose batch has no
-true sample is not moved, nor is its clock.
+Adam is PyTorch's, with its defaults (β1 = 0.9, β2 = 0.999, ε = 1e-8), and so is SGD. A model whose
+batch has no true sample is not moved, nor is its clock.
 
 Shapes: K models, `[K, ...]` one row for each; B samples of a batch.
 """
@@ -19,6 +20,10 @@ from torch import Tensor
 from fedsim.records import Params
 
 Optimiser = Literal["adam", "sgd"]
+
+
+IGNORED: dict[Optimiser, tuple[str, ...]] = {"adam": ("momentum", "weight_decay"), "sgd": ()}
+"""What of `fit`'s arguments an optimiser does not have."""
 
 Loss = Callable[..., Tensor]
 """`loss(params, *inputs)` of one model -> each sample's loss, `[B]`."""
@@ -69,6 +74,9 @@ def fit(
     *,
     lr: float,
     optimiser: Optimiser = "adam",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    pull: float = 0.0,
     fixed: Params | None = None,
 ) -> tuple[Params, Tensor]:
     """Return fitted models, and the mean of their samples' losses on the way, float64 `[K]`.
@@ -80,13 +88,18 @@ def fit(
             its samples'.
         loss: Of one model; given its parameters, then its `fixed` ones in the same mapping.
         lr: Learning rate.
-        optimiser: `adam`, or `sgd` without momentum.
+        optimiser: `adam` or `sgd`.
+        momentum: μ of SGD.
+        weight_decay: λ of SGD.
+        pull: c of a term (c/2) ‖w − w_0‖² in each model's loss, w_0 where it began. The losses that
+            are returned are without it.
         fixed: Further tensors of the models, `[K, ...]`, that stay as they are.
     """
     fitted = {name: tensor.detach().clone() for name, tensor in params.items()}
     rest = {} if fixed is None else fixed
     count, like = next((len(t), t) for t in fitted.values())
     adam = Adam(fitted) if optimiser == "adam" else None
+    velocity: Params = {}
     total_K = torch.zeros(count, dtype=torch.float64, device=like.device)
     seen_K = torch.zeros_like(total_K)
 
@@ -100,11 +113,20 @@ def fit(
             weight_KB = weight_KB.to(like.dtype)
             grads, values_K = gradient(fitted, rest, weight_KB, *inputs)
             weight_K = weight_KB.sum(1)
+            if pull:
+                grads = {n: g + pull * (fitted[n] - params[n]) for n, g in grads.items()}
             if adam is not None:
                 adam.step_(fitted, grads, lr, weight_K > 0)
             else:
                 for name, grad in grads.items():
-                    fitted[name].sub_(grad, alpha=lr)
+                    if weight_decay:
+                        grad = grad + weight_decay * fitted[name]
+                    moves = (weight_K > 0).view(-1, *[1] * (grad.dim() - 1))
+                    if momentum:
+                        before = velocity.get(name, torch.zeros_like(grad))
+                        grad = torch.where(moves, momentum * before + grad, before)
+                        velocity[name] = grad
+                    fitted[name].sub_(torch.where(moves, grad, 0), alpha=lr)
             total_K += weight_K * values_K
             seen_K += weight_K
     return fitted, total_K / seen_K.clamp(min=1)

@@ -29,15 +29,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim import seeds
-from fedsim.client.half import UNLABELLED, Batch, ClientHalf
-from fedsim.client.objective import WEIGHTED_F1, confusion, weighted_f1
+from fedsim.client.half import ClientHalf
+from fedsim.client.objective import padded_scores
 from fedsim.client.sequential import TRAIN_LOSS
 from fedsim.client.whole import Cohort, Worked
 from fedsim.data.dataset import ServerData
 from fedsim.errors import ConfigError
 from fedsim.models.autoencoder import CodedClassifier
 from fedsim.records import Params
-from fedsim.stacked_fit import Optimiser, fit
+from fedsim.stacked_fit import IGNORED, Optimiser, fit
+from fedsim.strategy import FedsimStrategy
 
 BASE, HEAD = "base/", "head."
 """What the names of base models' tensors start with in a message, and a head's in the model."""
@@ -57,6 +58,29 @@ def coded(model: nn.Module | None) -> CodedClassifier:
         f"model: the strategy trains autoencoders, and {type(model).__name__} is none; use "
         "model=autoencoder"
     )
+
+
+def autoencoder_of(params: Params) -> Params:
+    """Return the part of a model that users train: all but the head, and integers."""
+    return {n: t for n, t in params.items() if not n.startswith(HEAD) and t.is_floating_point()}
+
+
+def server_data_of(strategy: FedsimStrategy) -> ServerData | None:
+    """Return what the server learns from; None where nobody has told, outside a simulation.
+
+    Raises:
+        ConfigError: A simulation has no such data, or a model that codes nothing.
+    """
+    federation = strategy.federation
+    if federation is None or federation.model is None:
+        return None
+    coded(federation.model)
+    if federation.server_data is None:
+        raise ConfigError(
+            f"data: {type(strategy).__name__}'s server learns from labelled data of its own, and "
+            "this data set has none; use data of subjects, e.g. data=wearable"
+        )
+    return federation.server_data
 
 
 def encode(model: CodedClassifier, params: Params, x: Tensor) -> Tensor:
@@ -212,14 +236,20 @@ class CodingUsers(ClientHalf):
         mix: What is mixed: base models' outputs, or their parameters; or `tune`: the first base
             model is itself fitted.
         mix_epochs, mix_lr: Steps of Adam on all labelled windows at once.
+        mu: Of a proximal term that holds the autoencoder near the one that was sent (FedProx).
     """
 
     optimiser: Optimiser
     mix: Mix
     mix_epochs: int
     mix_lr: float
+    mu: float = 0.0
 
     takes_unlabelled = True
+
+    @property
+    def ignored_work(self) -> tuple[str, ...]:  # type: ignore[override]
+        return IGNORED[self.optimiser]
 
     def run(self, cohort: Cohort) -> Worked:
         model = coded(cohort.model)
@@ -229,6 +259,9 @@ class CodingUsers(ClientHalf):
             lambda params, x: errors(model, params, x),
             lr=cohort.lr,
             optimiser=self.optimiser,
+            momentum=cohort.momentum,
+            weight_decay=cohort.weight_decay,
+            pull=self.mu,
         )
         return Worked(arrays=fitted, metrics={TRAIN_LOSS: loss_K})
 
@@ -243,20 +276,10 @@ class CodingUsers(ClientHalf):
                 "data: the strategy classifies by what the server learns of its own data, and it "
                 "has none; use data of subjects, e.g. data=wearable"
             )
-        labelled, known = _stack([_labelled(cohort.samples(k)) for k in range(len(cohort))])
-        held, true = _stack([cohort.samples(k, held_out=True) for k in range(len(cohort))])
+        labelled, known = cohort.stacked()
+        held, true = cohort.stacked(held_out=True)
         z_l, z = (torch.vmap(lambda p, x: encode(model, p, x))(phi, b.x) for b in (labelled, held))
-        log_KBC = self.mixed(model, base, (z_l, labelled.y, known), z)
-        losses = F.nll_loss(log_KBC.flatten(0, 1), held.y.flatten(), reduction="none")
-        guesses = log_KBC.argmax(-1)
-        count_K = true.sum(1).clamp(min=1)
-        owner = torch.arange(len(cohort), device=z.device).unsqueeze(1).expand_as(true)
-        counts = confusion(owner[true], held.y[true], guesses[true], len(cohort), log_KBC.shape[-1])
-        return {
-            "loss": torch.where(true, losses.view(true.shape), 0).sum(1) / count_K,
-            "accuracy": (true & (guesses == held.y)).sum(1).double() / count_K,
-            WEIGHTED_F1: weighted_f1(counts),
-        }
+        return padded_scores(self.mixed(model, base, (z_l, labelled.y, known), z), held.y, true)
 
     def mixed(
         self,
@@ -314,21 +337,3 @@ class CodingUsers(ClientHalf):
 
 def _log_probabilities(model: CodedClassifier, head: Params, z: Tensor) -> Tensor:
     return F.log_softmax(functional_call(model.head, head, (z,)), -1)
-
-
-def _labelled(batch: Batch) -> Batch:
-    known = batch.y != UNLABELLED
-    return Batch(x=batch.x[known], y=batch.y[known])
-
-
-def _stack(batches: list[Batch]) -> tuple[Batch, Tensor]:
-    """Return users' samples as `[K, B, ...]`, padded with zeros, and which are true, bool."""
-    width = max(1, *(len(batch.y) for batch in batches))
-    first = batches[0]
-    x = first.x.new_zeros(len(batches), width, *first.x.shape[1:])
-    y = first.y.new_zeros(len(batches), width)
-    true = torch.zeros(len(batches), width, dtype=torch.bool, device=y.device)
-    for k, batch in enumerate(batches):
-        x[k, : len(batch.y)], y[k, : len(batch.y)] = batch.x, batch.y
-        true[k, : len(batch.y)] = True
-    return Batch(x=x, y=y), true

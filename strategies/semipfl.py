@@ -45,7 +45,7 @@ from fedsim.parts import Range
 from fedsim.records import Params, PayloadOf, Replies, stack
 from fedsim.stacked_fit import Optimiser
 from fedsim.strategy import FedsimStrategy, Round, State
-from strategies.coded import BASE, HEAD, BaseFit, CodingUsers, coded
+from strategies.coded import BASE, BaseFit, CodingUsers, autoencoder_of, coded, server_data_of
 
 HYPER, TABLE = "hyper/", "returned/"
 
@@ -62,12 +62,15 @@ class SemiPFL(FedsimStrategy):
         hyper_lr, clip_norm: Of its step.
         optimiser: Of the users' autoencoders.
         keep: Share of each source's samples that is kept, those of the least error.
-        keep_by: Whether that share is of each `source`, or of each `class` of a source.
+        keep_by: Whether that share is of each `source`, or of each `class` of a source: those of
+            little motion are reconstructed best, and would be most of what is kept.
         tau: An absolute bound on the error in place of `keep`; null for none.
         base_epochs, base_lr, base_batch: Of the base models, by Adam.
         mix: `output`: probabilities are mixed; `parameter`: the base models' parameters are.
         mix_epochs, mix_lr: Of the mixture's weights, by Adam on all labelled windows at once;
             0 epochs: equal weights.
+        output: What the model's decoder must end in; null: whatever it does. The presets of the
+            paper and of its code refuse another than theirs, which is a matter of the model.
     """
 
     embedding: Annotated[int, Range(ge=1)] | None = None
@@ -78,7 +81,7 @@ class SemiPFL(FedsimStrategy):
     clip_norm: Annotated[float, Range(gt=0)] = 50.0
     optimiser: Optimiser = "adam"
     keep: Annotated[float, Range(gt=0, le=1)] = 0.7
-    keep_by: Literal["source", "class"] = "source"
+    keep_by: Literal["source", "class"] = "class"
     tau: Annotated[float, Range(ge=0)] | None = None
     base_epochs: Annotated[int, Range(ge=1)] = 40
     base_lr: Annotated[float, Range(gt=0)] = 3e-3
@@ -86,6 +89,7 @@ class SemiPFL(FedsimStrategy):
     mix: Literal["output", "parameter"] = "output"
     mix_epochs: Annotated[int, Range(ge=0)] = 100
     mix_lr: Annotated[float, Range(gt=0)] = 0.05
+    output: Literal["linear", "tanh"] | None = None
 
     sends_model: ClassVar[bool] = False
 
@@ -162,23 +166,28 @@ class SemiPFL(FedsimStrategy):
         Raises:
             ConfigError: In a simulation, the server has no data to learn from.
         """
-        federation = self.federation
-        if federation is not None and federation.model is not None:
-            coded(federation.model)
-            if federation.server_data is None:
-                raise ConfigError(
-                    "data: SemiPFL's server learns from labelled data of its own, and this data "
-                    "set has none; use data of subjects, e.g. data=wearable"
-                )
+        server_data_of(self)
+        self._check_output()
         like = autoencoder_of(context.params)
-        seed = 0 if federation is None else federation.seed
+        seed = 0 if self.federation is None else self.federation.seed
         self._hyper.fit(like, context.num_clients, seed)
         self._returned.fit(like, context.num_clients)
 
+    def _check_output(self) -> None:
+        model = None if self.federation is None else self.federation.model
+        if self.output is None or model is None:
+            return
+        there = "tanh" if coded(model).bounded else "linear"
+        if there != self.output:
+            raise ConfigError(
+                f"model.output={there}: the strategy is set to be run with a decoder that ends in "
+                f"{self.output}; set model.output={self.output}, or strategy.output=null"
+            )
+
     def _bases(self, phi: Params) -> Params:
         """Return the base models of some users' autoencoders, name -> `[K, M, ...]`."""
-        federation = self.federation
-        if federation is None or federation.model is None or federation.server_data is None:
+        federation, data = self.federation, server_data_of(self)
+        if federation is None or data is None:
             return {}  # nobody has said what the server knows
         make = BaseFit(
             keep=self.keep,
@@ -190,10 +199,5 @@ class SemiPFL(FedsimStrategy):
             batch_size=self.base_batch,
             seed=federation.seed,
         )
-        bases = make(coded(federation.model), federation.server_data, phi)
+        bases = make(coded(federation.model), data, phi)
         return {BASE + name: rows for name, rows in bases.items()}
-
-
-def autoencoder_of(params: Params) -> Params:
-    """Return the part of a model that users train: all but the head, and integers."""
-    return {n: t for n, t in params.items() if not n.startswith(HEAD) and t.is_floating_point()}

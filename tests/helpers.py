@@ -148,6 +148,8 @@ def run(
             layers=layers_of(runtime.model),
             lr_at=runtime.work.lr_at,
             trainable=lambda: runtime.trainable,
+            model=runtime.model,
+            server_data=runtime.dataset.server,
         )
     loop = RoundLoop(
         strategy=strategy,

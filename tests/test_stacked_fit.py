@@ -22,14 +22,17 @@ def loss(params, x, y):
     return (x @ params["w"] - y).square()
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
-def test_as_one_after_another(optimiser):
+@pytest.mark.parametrize(
+    ("optimiser", "more"),
+    [("adam", {}), ("sgd", {}), ("sgd", {"momentum": 0.9, "weight_decay": 0.1})],
+)
+def test_as_one_after_another(optimiser, more):
     start, batches = problem()
-    fitted, losses = fit(start, batches, loss, lr=0.05, optimiser=optimiser)
+    fitted, losses = fit(start, batches, loss, lr=0.05, optimiser=optimiser, **more)
     for k in range(3):
         w = start["w"][k].clone().requires_grad_()
         kind = torch.optim.Adam if optimiser == "adam" else torch.optim.SGD
-        own, total, seen = kind([w], lr=0.05), 0.0, 0
+        own, total, seen = kind([w], lr=0.05, **more), 0.0, 0
         for (x, y), weight in batches:
             true = weight[k] > 0
             if not true.any():
@@ -42,6 +45,20 @@ def test_as_one_after_another(optimiser):
         assert torch.allclose(fitted["w"][k], w.detach(), rtol=0, atol=1e-12)
         assert float(losses[k]) == pytest.approx(total / seen, rel=1e-12)
     assert torch.equal(start["w"], problem()[0]["w"])
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_a_pull_is_the_gradient_of_a_distance(optimiser):
+    start, batches = problem()
+    pulled, losses = fit(start, batches, loss, lr=0.05, optimiser=optimiser, pull=2.0)
+
+    def held(params, x, y):
+        return loss(params, x, y) + (params["w"] - params["from"]).square().sum()
+
+    fixed = {"from": start["w"]}
+    again, more = fit(start, batches, held, lr=0.05, optimiser=optimiser, fixed=fixed)
+    assert torch.allclose(pulled["w"], again["w"], rtol=0, atol=1e-12)
+    assert (losses < more).all()
 
 
 def test_padding_counts_for_nothing_and_fixed_tensors_stay():

@@ -155,6 +155,9 @@ class ClientHalf:
     """Whether it learns from samples without a target, too: those of class `UNLABELLED`, where the
     data set says that not all are known (`Dataset.labelled`). Others hold those that have one."""
 
+    ignored_work: tuple[str, ...] = ()
+    """Keys of the `client` group that have no effect on its work, and must be 0."""
+
     takes_bags: bool = False
     """Whether a sample may be a bag (`Dataset.bags`): x `[B, k, ...]`, outputs `[B, k, ...]`."""
 

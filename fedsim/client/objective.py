@@ -69,6 +69,27 @@ def weighted_f1(counts_KCC: Tensor) -> Tensor:
     return (f1_KC * true_KC).sum(-1) / true_KC.sum(-1).clamp(min=1)
 
 
+def padded_scores(log_KBC: Tensor, y_KB: Tensor, true_KB: Tensor) -> dict[str, Tensor]:
+    """Return K classifiers' loss, accuracy and weighted F1, each `[K]`.
+
+    Args:
+        log_KBC: Their log-probabilities of their own samples.
+        y_KB: The samples' classes.
+        true_KB: Which samples are no padding, bool.
+    """
+    users, _, classes = log_KBC.shape
+    losses = F.nll_loss(log_KBC.flatten(0, 1), y_KB.flatten(), reduction="none")
+    guesses_KB = log_KBC.argmax(-1)
+    count_K = true_KB.sum(1).clamp(min=1)
+    owner_KB = torch.arange(users, device=y_KB.device).unsqueeze(1).expand_as(true_KB)
+    counts = confusion(owner_KB[true_KB], y_KB[true_KB], guesses_KB[true_KB], users, classes)
+    return {
+        "loss": torch.where(true_KB, losses.view(true_KB.shape), 0).sum(1) / count_K,
+        "accuracy": (true_KB & (guesses_KB == y_KB)).sum(1).double() / count_K,
+        WEIGHTED_F1: weighted_f1(counts),
+    }
+
+
 def mean_scores(scores: dict[str, Tensor]) -> dict[str, float]:
     """Return the mean of each score as a Python float, summed in float64."""
     return {

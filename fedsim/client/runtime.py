@@ -84,6 +84,13 @@ class ClientRuntime:
                 f"{type(self.half).__name__} takes none; use privacy=none, or a mechanism that is "
                 "made for the strategy"
             )
+        idle = [f"client.{name}" for name in self.half.ignored_work if getattr(self.work, name)]
+        if idle:
+            raise ConfigError(
+                f"{', '.join(idle)}: without effect, as the strategy's local steps are those of "
+                f"Adam, without momentum or weight decay; set {'=0 and '.join(idle)}=0, or "
+                "strategy.optimiser=sgd"
+            )
         if self.half.full_gradient and not self.estimator.plain:
             raise ConfigError(
                 f"strategy: {type(self.half).__name__} asks for the gradient of all of a client's "

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.client.differentiate import functional_gradient
-from fedsim.client.half import Batch
+from fedsim.client.half import UNLABELLED, Batch
 from fedsim.client.plan import make_plan
 from fedsim.client.runtime import ClientRuntime, Pool
 from fedsim.records import NUM_EXAMPLES, Chunk, Params, Scalar
@@ -108,6 +108,24 @@ class Cohort:
         """This round's learning rate."""
         return self._runtime.work.lr_at(self.server_round)
 
+    @property
+    def momentum(self) -> float:
+        """Of the `client` group."""
+        return self._runtime.work.momentum
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the `client` group."""
+        return self._runtime.work.weight_decay
+
+    def stacked(self, *, held_out: bool = False) -> tuple[Batch, Tensor]:
+        """Return all clients' samples `[K, B, ...]`, padded with zeros, and which are true, bool.
+
+        Of training samples, those whose targets are known.
+        """
+        batches = [self.samples(k, held_out=held_out) for k in range(len(self))]
+        return stack_batches([b if held_out else _labelled(b) for b in batches])
+
     def samples(self, row: int, *, held_out: bool = False) -> Batch:
         """Return one client's training, or held-out, samples."""
         pool = self._held_out if held_out else self._pool
@@ -175,6 +193,24 @@ class Cohort:
         with torch.no_grad():
             grads, losses = torch.vmap(one)(batch.x, batch.y)
         return grads, losses
+
+
+def _labelled(batch: Batch) -> Batch:
+    known = batch.y != UNLABELLED
+    return Batch(x=batch.x[known], y=batch.y[known])
+
+
+def stack_batches(batches: list[Batch]) -> tuple[Batch, Tensor]:
+    """Return batches as one, `[K, B, ...]`, padded with zeros, and which samples are true, bool."""
+    width = max(1, *(len(batch.y) for batch in batches))
+    first = batches[0]
+    x = first.x.new_zeros(len(batches), width, *first.x.shape[1:])
+    y = first.y.new_zeros(len(batches), width)
+    true = torch.zeros(len(batches), width, dtype=torch.bool, device=y.device)
+    for k, batch in enumerate(batches):
+        x[k, : len(batch.y)], y[k, : len(batch.y)] = batch.x, batch.y
+        true[k, : len(batch.y)] = True
+    return Batch(x=x, y=y), true
 
 
 def run_whole(

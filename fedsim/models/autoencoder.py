@@ -75,6 +75,7 @@ class CodedClassifier(nn.Module):
         bounded: bool,
     ) -> None:
         super().__init__()
+        self.bounded = bounded
         sizes = [math.prod(shape), *hidden, latent]
         self.encoder = nn.Sequential(nn.Flatten(), *_layers(sizes))
         ends = [nn.Tanh()] if bounded else []

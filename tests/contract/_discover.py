@@ -52,5 +52,11 @@ def is_ours(name: str) -> bool:
 OURS = [name for name in NAMES if is_ours(name)]
 FLOWERS = [name for name in NAMES if not is_ours(name)]
 
-CODED = {"semipfl", "semipfl_paper", "semipfl_released_code"}
-"""They send each client an autoencoder of its own, which the toy models of some tests are not."""
+SEMIPFL = ("semipfl", "semipfl_paper", "semipfl_released_code")
+CODED = {*SEMIPFL, "fedavg_autoencoder", "fedprox_autoencoder"}
+"""Their clients train autoencoders: where there is a real model, it must be one."""
+
+
+def short(name: str) -> dict[str, object]:
+    """Return fields that keep the scoring of one of these short."""
+    return {"base_epochs": 1, "mix_epochs" if name in SEMIPFL else "tune_epochs": 2}

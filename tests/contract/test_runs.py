@@ -10,7 +10,7 @@ from fedsim.lifecycle import Run
 from fedsim.records import Params
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
-from tests.contract._discover import EVERYBODY, NAMES, OURS
+from tests.contract._discover import CODED, EVERYBODY, NAMES, OURS, short
 from tests.helpers import distance
 
 WORDS = [
@@ -22,14 +22,19 @@ WORDS = [
 """Ragged clients in part, scored on their own samples. In float64, so that no rule that picks among
 updates picks another for a rounding error."""
 
-CODED = [
+OF_WINDOWS = [
     *("data=wearable", "data.subjects=12", "data.windows=36", "data.labelled=0.5"),
     *("model=autoencoder", "model.latent=4"),
 ]
 """What trains autoencoders needs data of the server's own."""
 
 MORE = {
-    **{name: CODED for name in ("semipfl", "semipfl_paper", "semipfl_released_code")},
+    **{
+        name: [*OF_WINDOWS, *(f"strategy.{key}={value}" for key, value in short(name).items())]
+        for name in CODED
+    },
+    "semifl": OF_WINDOWS,
+    "semipfl_released_code": [*OF_WINDOWS, "model.output=tanh"],
     "bulyan": ["strategy.num_malicious=1"],
     "krum": ["strategy.num_malicious=2"],
     "multikrum": ["strategy.num_malicious=2"],

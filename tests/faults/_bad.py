@@ -12,11 +12,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedsim.records import NUM_EXAMPLES, TensorArray, to_tensors
-from tests.strategies._toy import failing, reply
+from tests.strategies._toy import failing, model_record, reply
 
 
 def record_of(message: Message) -> ArrayRecord:
-    return message.content.array_records["arrays"]
+    return model_record(message)
 
 
 def with_x(message: Message, value: Array | np.ndarray) -> Message:

@@ -7,8 +7,7 @@ import torch
 from fedsim.admission import Admission, ClientError
 from fedsim.records import NUM_EXAMPLES, Chunk
 from fedsim.third_party import StrategyError
-from tests.contract import _discover
-from tests.contract._discover import CODED, FLOWERS, make
+from tests.contract._discover import FLOWERS, NAMES, OURS, make
 from tests.faults._bad import BAD, CASES, Bomb, poisoned, with_x
 from tests.strategies._toy import (
     Stacked,
@@ -22,8 +21,6 @@ from tests.strategies._toy import (
     upload_of,
 )
 
-NAMES = sorted(set(_discover.NAMES) - CODED)
-OURS = sorted(set(_discover.OURS) - CODED)
 CLIENTS = 10
 START = {"x": torch.tensor([1.0, 2.0])}
 BAD_ONE = 3
@@ -153,12 +150,16 @@ class StackedGrid(ToyGrid):
         self.spoil = spoil
 
     def execute(self, messages):
-        x = messages[0].content["arrays"]["x"].tensor
         clients = messages.client_index
-        rows = x + 0.25 * (torch.from_numpy(clients).float()[:, None] - x)
         examples = {NUM_EXAMPLES: 1.0 + clients, "train-loss": np.ones(len(clients))}
         own = messages.client_arrays(slice(None))
         own = own(clients) if callable(own) else own
+        if len(messages.arrays):
+            x = messages.arrays["x"].tensor
+            sent = x.expand(len(clients), *x.shape)
+        else:  # each is sent a model of its own
+            sent, x, own = own["x"], own["x"][0], {}
+        rows = sent + 0.25 * (torch.from_numpy(clients).float()[:, None] - sent)
         first = {name: rows[0] for name, rows in own.items()}
         upload = upload_of(self.strategy, {"x": x}, first)
         chunk = Chunk(

@@ -196,6 +196,12 @@ def upload_of(strategy: FedsimStrategy, start: Params, own: Params) -> Params:
     return strategy.client_half.upload(start, context)
 
 
+def model_record(message: Message) -> ArrayRecord:
+    """Return the model that a client was sent: the one for all, or one of its own."""
+    records = message.content.array_records
+    return records["arrays"] if len(records["arrays"]) else records[CLIENT_ARRAYS]
+
+
 def reply(
     message: Message,
     arrays: ArrayRecord | Params | None = None,
@@ -205,7 +211,7 @@ def reply(
 ) -> Message:
     """Answer a message; by default, with the model as it came."""
     if arrays is None:
-        arrays = message.content.array_records["arrays"]
+        arrays = model_record(message)
     if not isinstance(arrays, ArrayRecord):
         arrays = to_record(arrays, zero_copy=False)
     if not isinstance(metrics, MetricRecord):
@@ -216,9 +222,7 @@ def reply(
 
 def quadratic(message: Message, centre: float, lr: float = 0.5, examples: object = 1) -> Message:
     """Answer with one step on (x - centre)^2 / 2."""
-    params = to_tensors(message.content.array_records["arrays"])
-    if not params:  # a strategy that sends each client a model of its own
-        params = to_tensors(message.content.array_records[CLIENT_ARRAYS])
+    params = to_tensors(model_record(message))
     stepped = {
         name: x + lr * (centre - x) if x.is_floating_point() else x for name, x in params.items()
     }
