@@ -142,6 +142,8 @@ class AdmittedReplies(Replies):
     def __post_init__(self) -> None:
         self._failure = ""
         self._faulty: set[int] = set()
+        self._heard: set[int] = set()
+        self._ended = False
         if isinstance(self.sent, Instructions):
             pairs = zip(self.sent.node_ids.tolist(), self.sent.client_index.tolist(), strict=True)
             self._client_of = dict(pairs)
@@ -163,6 +165,14 @@ class AdmittedReplies(Replies):
     def asked(self) -> int:
         """How many clients were asked."""
         return len(self._client_of)
+
+    @property
+    def late(self) -> int:
+        """How many clients had not answered when the exchange ended, in whatever way.
+
+        An answer to another round is none. 0 until all replies are drawn.
+        """
+        return len(set(self._client_of.values()) - self._heard) if self._ended else 0
 
     @property
     def num_faulty(self) -> int:
@@ -230,7 +240,7 @@ class AdmittedReplies(Replies):
             else:
                 self._reject("content", f"client {client}", "has other metrics than most replies")
                 self._faulty.add(client)
-        self._fail_fast()
+        self._end()
 
     def chunks(self) -> Iterator[Chunk]:
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
@@ -239,8 +249,10 @@ class AdmittedReplies(Replies):
                 self._weigh_rows(chunk)
             for client, told in sorted(chunk.errors.items()):
                 self._reject("error", f"client {client}", self._told(f"client {client}", told))
+            self._heard.update(chunk.errors)
             if not len(chunk):
                 continue
+            self._heard.update(chunk.client_index.tolist())
             good = self._check_columns(chunk)
             self._note_metrics(
                 good.client_index.tolist(), {k: v.tolist() for k, v in good.metrics.items()}
@@ -249,7 +261,7 @@ class AdmittedReplies(Replies):
                 if self.observe is not None:
                     self.observe(good)
                 yield good
-        self._fail_fast()
+        self._end()
 
     def _stacked_messages(self) -> Iterator[Chunk]:
         seen: set[int] = set()
@@ -267,12 +279,15 @@ class AdmittedReplies(Replies):
             before = self.received_bytes.get(self._client_of[node], 0)
             self.received_bytes[self._client_of[node]] = before + self.weigh(message.content)
         try:
-            return self._decode(message, seen)
+            decoded = self._decode(message, seen)
         except Rejected as rejection:
             self._reject(rejection.reason, sender, str(rejection))
             if node in self._client_of and rejection.reason != "stale":
                 self._faulty.add(self._client_of[node])
+                self._heard.add(self._client_of[node])
             return None
+        self._heard.add(self._client_of[node])
+        return decoded
 
     def _weigh_rows(self, chunk: Chunk) -> None:
         """Weigh one row as the message that it would be; the others are as long."""
@@ -374,6 +389,10 @@ class AdmittedReplies(Replies):
                 "admission.on_failure=stop ends the run here; "
                 "use admission.on_failure=continue to count such replies and go on"
             )
+
+    def _end(self) -> None:
+        self._ended = True
+        self._fail_fast()
 
     def _fail_fast(self) -> None:
         if self._failure and not self.admitted and set(self.rejected) == {"error"}:

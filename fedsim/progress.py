@@ -108,9 +108,12 @@ def describe(report: RoundReport, last_round: int, scores: dict[str, float]) -> 
     if "train-loss" in report.train:
         parts.append(f"train loss {report.train['train-loss']:.4f}")
     if report.privacy:
-        parts.append(report.privacy)
+        limit = "" if report.budget is None else f", of a budget of {report.budget:g}"
+        parts.append(report.privacy + limit)
     if report.server_round:
         parts.append(f"replies {len(report.admitted)}/{report.asked}")
+    if report.late:
+        parts.append(f"late {report.late}")
     if report.rejected:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejected.items())
         parts.append(f"rejected {sum(report.rejected.values())} ({reasons})")

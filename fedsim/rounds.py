@@ -50,6 +50,7 @@ class RoundReport:
         server_round: 1, 2, ...; 0 is the evaluation before the first round.
         asked: Clients that were asked to train.
         admitted: Client indices whose replies were used.
+        late: Clients that were asked and had not answered when the exchange ended.
         rejected: reason -> count.
         details: The first few rejections in words, of training and of evaluation.
         train, clients, central: Metrics averaged over training clients, over evaluating clients,
@@ -58,6 +59,7 @@ class RoundReport:
         diagnostics: What an observer says of the round; empty without one.
         epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
         privacy: The same with its delta, unit and relation, in words; never show it without.
+        budget: The epsilon, of the same delta, at which the run stops; None for none.
         seconds: Wall time of the round.
         footprint: Exchange -> what it took of its clients; see `fedsim.footprint`. Empty without a
             device profile.
@@ -66,6 +68,7 @@ class RoundReport:
     server_round: int
     asked: int = 0
     admitted: list[int] = field(default_factory=list)
+    late: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     details: list[str] = field(default_factory=list)
     train: dict[str, float] = field(default_factory=dict)
@@ -75,6 +78,7 @@ class RoundReport:
     diagnostics: dict[str, float] = field(default_factory=dict)
     epsilon: float | None = None
     privacy: str = ""
+    budget: float | None = None
     seconds: float = 0.0
     footprint: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
@@ -194,6 +198,7 @@ class RoundLoop:
                     server_round=server_round,
                     asked=train.asked,
                     admitted=train.admitted,
+                    late=train.late,
                     rejected=dict(train.rejected),
                     details=train.details + clients.details,
                     train=train.mean_metrics(),
@@ -203,6 +208,7 @@ class RoundLoop:
                     diagnostics=diagnostics,
                     epsilon=self._epsilon,
                     privacy="" if self._epsilon is None else self.protection.words(self._epsilon),
+                    budget=None if self._epsilon is None else self.protection.budget(),
                     seconds=time.perf_counter() - started,
                     footprint=footprint,
                 ),

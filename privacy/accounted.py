@@ -98,6 +98,10 @@ class Accounted(Protection):
         """See `Protection.spent`."""
         return self._curve.at(int(self._rounds_N.max()))
 
+    def budget(self) -> float | None:
+        """See `Protection.budget`."""
+        return self._budget
+
     def words(self, epsilon: float) -> str:
         """See `Protection.words`."""
         return self._claim.at(epsilon, "≤ ")

@@ -107,6 +107,20 @@ def test_all_kinds_at_once_are_counted_apart():
     assert len(admitted.details) == 5  # the log is told of the first few
 
 
+@pytest.mark.parametrize("draw", [list, stack])
+def test_who_has_not_answered_in_time_is_late(draw):
+    """A bad answer, an error among them, is not late; an answer to another round is no answer."""
+    silent = exchange(lambda message: [])
+    assert silent.late == 0, "nobody is late before the exchange has ended"
+    draw(silent)
+    assert (silent.late, dict(silent.rejected)) == (1, {})
+    for reason, faults in BAD.items():
+        faulty = exchange(next(iter(faults.values())))
+        draw(faulty)
+        expected = 1 if reason in ("stale", "unknown") else 0
+        assert faulty.late == expected, reason
+
+
 def test_a_second_try_after_a_bad_reply_is_welcome():
     admitted = exchange(lambda m: [*poisoned(np.nan)(m), reply(m)])
     assert len(stack(admitted)) == 10
@@ -314,6 +328,15 @@ def test_a_chunk_of_nothing_good_is_not_yielded():
     admitted = admit_chunk(chunk)
     assert list(admitted.chunks()) == []
     assert dict(admitted.rejected) == {"non-finite": 6}
+
+
+def test_who_is_neither_in_a_chunk_nor_failed_is_late():
+    good = stacked(4)
+    good.client_index -= 10
+    failed = Chunk(client_index=np.arange(0), arrays={}, errors={4: "raised"})
+    admitted = Admission().admit(instructions(clients=6), Stacked(good, failed), PARAMS)
+    assert len(list(admitted.chunks())) == 1
+    assert admitted.late == 1
 
 
 def test_clients_that_failed_beside_a_chunk_are_counted():

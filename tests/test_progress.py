@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -25,6 +26,7 @@ def test_a_round_in_one_line() -> None:
             3,
             asked=10,
             admitted=[1, 2, 3],
+            late=4,
             rejected={"non-finite": 2, "error": 1},
             train={"train-loss": 0.25, "num-examples": 90.0},
         ),
@@ -33,9 +35,34 @@ def test_a_round_in_one_line() -> None:
     )
     assert line == (
         "round 3/20  loss 0.5000  accuracy 0.8765  train loss 0.2500  replies 3/10  "
-        "rejected 3 (2 non-finite, 1 error)"
+        "late 4  rejected 3 (2 non-finite, 1 error)"
     )
     assert describe(report(0), 20, {"loss": 2.0}) == "round 0/20  loss 2.0000"
+
+
+def test_epsilon_comes_with_its_delta_and_the_budget_of_both(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spent = report(
+        2, asked=4, admitted=[0, 1], late=2, epsilon=0.5, privacy="ε ≤ 0.500 at δ 1e-05", budget=8.0
+    )
+    line = "round 2/9  ε ≤ 0.500 at δ 1e-05, of a budget of 8  replies 2/4  late 2"
+    assert describe(spent, 9, {}) == line
+    without = dataclasses.replace(spent, budget=None)
+    assert "ε ≤ 0.500 at δ 1e-05  replies" in describe(without, 9, {})
+    with JsonLines() as shown:
+        shown.show(spent, 9)
+    with PlainLines() as shown:
+        shown.show(spent, 9)
+    as_json, plain = capsys.readouterr().out.splitlines()
+    assert plain == line
+    held = json.loads(as_json)
+    assert (held["epsilon"], held["budget"], held["late"]) == (0.5, 8.0, 2)
+    assert held["privacy"] == spent.privacy
+    text = io.StringIO()
+    with LiveLine(Console(file=text, force_terminal=True, width=160)) as shown:
+        shown.show(spent, 9)
+        assert shown._bar.tasks[0].description == line
 
 
 def test_plain_lines_are_the_first_the_last_and_one_a_second(

@@ -162,6 +162,10 @@ class Protection:
         """Return an upper bound of epsilon for all that is recorded; quick. None: no claim."""
         return None
 
+    def budget(self) -> float | None:
+        """Return the epsilon that `afford` keeps to, at the claim's delta; None: no budget."""
+        return None
+
     def words(self, epsilon: float) -> str:
         """Return what `spent` returned with everything without which it means nothing."""
         return ""

@@ -83,6 +83,9 @@ class Delegate(Protection):
     def spent(self) -> float | None:
         return self.inner.spent()
 
+    def budget(self) -> float | None:
+        return self.inner.budget()
+
     def words(self, epsilon: float) -> str:
         return self.inner.words(epsilon)
 

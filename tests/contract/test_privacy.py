@@ -380,6 +380,7 @@ def test_the_budget_ends_the_run_with_what_it_has(case, tmp_path):
     assert caught.value.exit_code == 3
     kept = summary(run)
     assert (kept["status"], kept["server_round"]) == ("budget", 2)
+    assert all(line["budget"] == budget for line in run.folder.rounds() if line["server_round"])
     assert kept["privacy"]["epsilon"] == pytest.approx(statements[2], rel=1e-12)
     assert (run.folder.path / "model.safetensors").is_file()
     assert [line["round"] for line in lines(run)] == [1, 2]
