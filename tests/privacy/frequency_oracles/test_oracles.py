@@ -10,7 +10,8 @@ import pytest
 
 from fedsim.errors import ConfigError
 from privacy.frequency_oracles import ORACLES, choose, worst_ratio
-from privacy.frequency_oracles.coins import keyed, system
+from privacy.frequency_oracles import coins as coins_of
+from privacy.frequency_oracles.coins import flips, keyed, system
 
 EPSILONS = (0.1, 1.0, 3.0, 8.0)
 SIZES = (1, 2, 4, 7)
@@ -149,3 +150,34 @@ def test_a_mechanism_that_drops_out_of_domain_users_fails_the_audit():
     law[-1] = 0
     law[-1, -1] = 1
     assert worst_ratio(law) == math.inf
+
+
+class Listed:
+    """Coins whose words are given, one call after the other."""
+
+    def __init__(self, *calls):
+        self.calls = iter(calls)
+
+    def words(self, size):
+        found = next(self.calls).view(np.uint64)
+        assert len(found) == size
+        return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 30_000, 65_535, 65_536])
+def test_a_flip_has_its_chance_exactly(count):
+    """Over all pairs of bytes, `count` of 65,536 are heads."""
+    first, heads = np.arange(256, dtype=np.uint8), 0
+    for byte in range(256):
+        second = np.full(8, byte, np.uint8)
+        heads += flips(Listed(first, second), 256, count / 65_536).sum()
+    assert heads == count
+
+
+def test_whole_numbers_of_the_system_come_equally_often():
+    """Words beyond the last full run of remainders are drawn again."""
+    last = 2**64 - 1 - 2**64 % 7
+    drawer = coins_of._System()
+    words = iter([np.array([last, last + 1, 9], np.uint64), np.array([12], np.uint64)])
+    drawer.words = lambda size: next(words)
+    assert drawer.below(3, 7).tolist() == [last % 7, 5, 2]
