@@ -57,6 +57,9 @@ class Oracle(abc.ABC):
             raise ConfigError("candidates: an oracle needs one or more")
         self.epsilon, self.candidates = epsilon, np.asarray(candidates, np.int64)
         self.size = len(candidates)
+        self._numbered = np.array_equal(self.candidates, np.arange(self.size))
+        self._order = np.argsort(self.candidates)
+        self._ordered = self.candidates[self._order]
 
     # --- the user's side -------------------------------------------------------------------------
 
@@ -114,13 +117,11 @@ class Oracle(abc.ABC):
 
     def places(self, values: np.ndarray) -> np.ndarray:
         """Return each value's place among the candidates, or `OUT`; int64 `[n]`."""
-        if self.size and np.array_equal(self.candidates, np.arange(self.size)):
+        if self._numbered:
             inside = (values >= 0) & (values < self.size)
             return np.where(inside, values, OUT)
-        order = np.argsort(self.candidates)
-        ordered = self.candidates[order]
-        at = np.minimum(np.searchsorted(ordered, values), self.size - 1)
-        return np.where(ordered[at] == values, order[at], OUT)
+        at = np.minimum(np.searchsorted(self._ordered, values), self.size - 1)
+        return np.where(self._ordered[at] == values, self._order[at], OUT)
 
     def histogram(self, values: np.ndarray) -> np.ndarray:
         """Return how many users hold each candidate, and ⊥ last; int64 `[D + 1]`."""

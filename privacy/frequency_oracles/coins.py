@@ -3,12 +3,15 @@
     keyed(seed, round, client, purpose)   NumPy's generator of `fedsim.seeds`, for simulation
     system()                              os.urandom: uniforms of 53 bits, nothing kept
 
-What an oracle draws is said in terms of uniforms, binomials and multinomials, so that the sum of a
-million reports costs a simulation no more than that of a few, and has the same law.
+What an oracle draws is said in terms of coins, binomials and multinomials, so that the sum of a
+million reports costs a simulation no more than that of a few, and has the same law. A report's own
+coins (`flips`, `below`) have their probabilities exactly, not rounded to those of a uniform number:
+at ε = 40 a chance of e^−ε is less than the 2^−53 between two such numbers.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +31,10 @@ class Coins(Protocol):
 
     def words(self, size: int) -> np.ndarray:
         """Return independent uniform 64-bit words, uint64."""
+        ...
+
+    def below(self, size: int, count: int) -> np.ndarray:
+        """Return independent uniform whole numbers in [0, count), int64."""
         ...
 
     def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
@@ -55,6 +62,31 @@ def system() -> Coins:
     return _System()
 
 
+def flips(coins: Coins, size: int | tuple[int, ...], chance: float) -> np.ndarray:
+    """Return independent coins that are true with probability `chance` exactly, bool.
+
+    A uniform number's digits to base 256 are drawn one by one until one differs from that of
+    `chance`: at once but for 1 of 256. Every float in [0, 1] has finitely many digits.
+
+    Example:
+        >>> flips(keyed(0, 1, 7, "report"), 3, 1.0).tolist()
+        [True, True, True]
+    """
+    shape = (size,) if isinstance(size, int) else size
+    rest, digit = math.modf(256 * chance)
+    drawn = _bytes(coins, math.prod(shape))
+    heads, undecided = drawn < int(digit), np.flatnonzero(drawn == int(digit))
+    while rest and len(undecided):
+        rest, digit = math.modf(256 * rest)
+        drawn = _bytes(coins, len(undecided))
+        heads[undecided], undecided = drawn < int(digit), undecided[drawn == int(digit)]
+    return heads.reshape(shape)
+
+
+def _bytes(coins: Coins, count: int) -> np.ndarray:
+    return coins.words(-(-count // 8)).view(np.uint8)[:count]
+
+
 class _Keyed:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -64,6 +96,9 @@ class _Keyed:
 
     def words(self, size: int) -> np.ndarray:
         return self._rng.integers(0, 2**64, size=size, dtype=np.uint64)
+
+    def below(self, size: int, count: int) -> np.ndarray:
+        return self._rng.integers(0, count, size=size)
 
     def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
         drawn: np.ndarray = self._rng.binomial(n, p)
@@ -88,6 +123,13 @@ class _System:
     def words(self, size: int) -> np.ndarray:
         return self._noise.words(size)
 
+    def below(self, size: int, count: int) -> np.ndarray:
+        drawn, last = self.words(size), np.uint64(2**64 - 1 - 2**64 % count)
+        # Beyond the last full run of remainders, small ones would come more often.
+        while len(again := np.flatnonzero(drawn > last)):
+            drawn[again] = self.words(len(again))
+        return (drawn % np.uint64(count)).astype(np.int64)
+
     def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
         n = np.asarray(n, np.int64)
         drawn, chance = np.zeros(n.shape, np.int64), np.broadcast_to(p, n.shape)
@@ -95,7 +137,7 @@ class _System:
             left = int(n[place])
             while left:
                 now = min(left, _AT_ONCE)
-                drawn[place] += int((self.uniform(now) < chance[place]).sum())
+                drawn[place] += int(flips(self, now, float(chance[place])).sum())
                 left -= now
         return drawn
 
@@ -103,6 +145,6 @@ class _System:
         drawn = np.zeros(places, np.int64)
         while n:
             now = min(n, _AT_ONCE)
-            drawn += np.bincount((self.uniform(now) * places).astype(np.int64), minlength=places)
+            drawn += np.bincount(self.below(now, places), minlength=places)
             n -= now
         return drawn

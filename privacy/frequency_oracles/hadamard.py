@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from privacy.frequency_oracles.base import OUT, Oracle
-from privacy.frequency_oracles.coins import Coins
+from privacy.frequency_oracles.coins import Coins, flips
 
 
 class Hadamard(Oracle):
@@ -31,9 +31,9 @@ class Hadamard(Oracle):
 
     def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         row = self.places(values) + 1  # ⊥ has row 0
-        uniform = coins.uniform((2, len(values)))
-        y = (uniform[1] * self.order).astype(np.int64)
-        wanted = uniform[0] >= self.p  # the parity of row and y that the report shall have
+        y = coins.below(len(values), self.order)
+        # The parity of row and y that the report shall have: even with probability p.
+        wanted = flips(coins, len(values), self.p * math.exp(-self.epsilon))
         flip: np.ndarray = (_parity(row & y) != wanted) & (row != OUT + 1)
         # Flipping the lowest bit of the row in y flips the parity, one to one.
         flipped: np.ndarray = np.where(flip, y ^ (row & -row), y)

@@ -5,8 +5,8 @@
 over the D + 1 symbols D candidates and ⊥. Every two probabilities of one report differ by a factor
 of e^ε at most. A report supports itself. Least variance of all where D + 1 < 3e^ε + 2.
 
-The sum of n reports: each is, with probability λ = (e^ε − 1)/(e^ε + D), the value, and otherwise
-uniform over all symbols; so C = Bin(n_v, λ) + a uniform multinomial of the rest.
+A report is, with probability µ = (D + 1)/(e^ε + D), uniform over all symbols, and otherwise the
+value. So the sum of n of them is C = n_v − Bin(n_v, µ) + a uniform multinomial of the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from privacy.frequency_oracles.base import OUT, Oracle, bits_of
-from privacy.frequency_oracles.coins import Coins
+from privacy.frequency_oracles.coins import Coins, flips
 
 
 class KRR(Oracle):
@@ -28,19 +28,20 @@ class KRR(Oracle):
         super().__init__(epsilon, candidates)
         self.p = 1 / (1 + self.size * math.exp(-epsilon))
         self.q = self.p * math.exp(-epsilon)
+        self.blurred = (self.size + 1) * self.q  # µ
 
     def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
-        places = self.places(values)
-        places[places == OUT] = self.size
-        uniform = coins.uniform((2, len(values)))
-        symbols = np.minimum((uniform[1] * (self.size + 1)).astype(np.int64), self.size)
-        return np.where(uniform[0] < self.p - self.q, places, symbols)
+        symbols = self.places(values)
+        symbols[symbols == OUT] = self.size
+        anything = coins.below(len(values), self.size + 1)
+        return np.where(flips(coins, len(values), self.blurred), anything, symbols)
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
         return np.bincount(reports, minlength=self.size + 1)[: self.size]
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
-        kept = coins.binomial(self.histogram(values), self.p - self.q)
+        held = self.histogram(values)
+        kept = held - coins.binomial(held, self.blurred)
         others = coins.spread(len(values) - int(kept.sum()), self.size + 1)
         total: np.ndarray = (kept + others)[: self.size]
         return total

@@ -18,11 +18,12 @@ import math
 import numpy as np
 
 from privacy.frequency_oracles.base import Oracle
-from privacy.frequency_oracles.coins import Coins
+from privacy.frequency_oracles.coins import Coins, flips
 
 _SEEDS = 64
 """Hash functions that `pmf` goes through; given any, the law is randomised response."""
-_BLOCK = 2**22
+_BLOCK = 2**15
+"""Hash values at once: they stay in a core's cache."""
 
 
 class OLH(Oracle):
@@ -38,18 +39,19 @@ class OLH(Oracle):
 
     def hashed(self, seeds: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return h_seed(value), uint64, elementwise."""
-        x = _mix(values.astype(np.uint64)) ^ seeds
-        x = _mix(x) >> np.uint64(32)
-        reduced: np.ndarray = (x * np.uint64(self.g)) >> np.uint64(32)
-        return reduced
+        x = _mix(_mix(values.astype(np.uint64)) ^ seeds)
+        x >>= np.uint64(32)
+        x *= np.uint64(self.g)
+        x >>= np.uint64(32)
+        return x
 
     def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         seeds = coins.words(len(values))
-        uniform = coins.uniform((2, len(values)))
         true = self.hashed(seeds, np.asarray(values, np.int64))
-        others = (uniform[1] * (self.g - 1)).astype(np.uint64)
+        others = coins.below(len(values), self.g - 1).astype(np.uint64)
         others += (others >= true).astype(np.uint64)
-        return np.stack([seeds, np.where(uniform[0] < self.p, true, others)], axis=1)
+        another = flips(coins, len(values), self.p * (self.g - 1) * math.exp(-self.epsilon))
+        return np.stack([seeds, np.where(another, others, true)], axis=1)
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
         counts = np.zeros(self.size, np.int64)
@@ -85,7 +87,9 @@ class OLH(Oracle):
 def _mix(x: np.ndarray) -> np.ndarray:
     """Return splitmix64's finaliser."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x

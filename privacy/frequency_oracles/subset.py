@@ -8,6 +8,10 @@ Claim. A set with the value has probability p / C(K−1, ω−1), one without (1
 ratio is p(K−ω)/((1−p)ω) = e^ε. ∎
 ω is that of least variance, about K/(e^ε + 1). ω = 1 is k-ary randomised response.
 
+ω others are drawn by Floyd's algorithm (Bentley & Floyd, CACM 30(9), 1987): for j = K−1−ω..K−2, one
+of 0..j, or j itself where that one is in the set. With probability p, the value takes the place of
+one of them, a uniform draw: what is left is a uniform set of ω − 1.
+
 The sum of many reports: symbol by symbol, of the users of one value who have r symbols to choose
 from j that are still to come, Bin(·, r/j) choose the next: sampling without replacement.
 """
@@ -20,11 +24,11 @@ import math
 import numpy as np
 
 from privacy.frequency_oracles.base import OUT, Oracle, bits_of
-from privacy.frequency_oracles.coins import Coins
+from privacy.frequency_oracles.coins import Coins, flips
 
 _BLOCK = 2**21
 _SLOWER = 4
-"""A binomial takes so many times as long as one of a report's keys."""
+"""A binomial takes so many times as long as one of a report's symbols."""
 
 
 class Subset(Oracle):
@@ -44,19 +48,24 @@ class Subset(Oracle):
 
         self.omega = min(sorted(tried), key=cost)
         self.p, self.q = _chances(epsilon, symbols, self.omega)
+        self.left = self.p * (symbols / self.omega - 1) * math.exp(-epsilon)  # 1 − p
 
     def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         places = self.places(values)
         places[places == OUT] = self.size
-        symbols, parts = self.size + 1, []
-        for start in range(0, len(values), step := max(1, _BLOCK // symbols)):
-            own = places[start : start + step]
-            rows = np.arange(len(own))
-            keys = coins.uniform((len(own), symbols))
-            taken = coins.uniform(len(own)) < self.p
-            keys[rows, own] = np.where(taken, -1.0, 2.0)  # first, or last, among the others
-            parts.append(np.argpartition(keys, self.omega - 1, axis=1)[:, : self.omega])
-        return np.concatenate(parts) if parts else np.empty((0, self.omega), np.int64)
+        sets = np.empty((self.omega, len(values)), np.int64)
+        for start in range(0, len(values), step := max(1, _BLOCK // self.size)):
+            own, some = places[start : start + step], sets[:, start : start + step]
+            inside = np.zeros(len(own) * self.size, bool)
+            row = np.arange(len(own)) * self.size
+            for at, last in enumerate(range(self.size - self.omega, self.size)):
+                drawn = coins.below(len(own), last + 1)
+                some[at] = np.where(inside[row + drawn], last, drawn)
+                inside[row + some[at]] = True
+            some += some >= own  # numbers of the others, of which the value is none
+            place = coins.below(len(own), self.omega), np.arange(len(own))
+            some[place] = np.where(flips(coins, len(own), self.left), some[place], own)
+        return sets.T
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
         return np.bincount(reports.reshape(-1), minlength=self.size + 1)[: self.size]
@@ -96,7 +105,7 @@ class Subset(Oracle):
     def pmf(self) -> np.ndarray:
         symbols, w = self.size + 1, self.omega
         inside = self.p / math.comb(symbols - 1, w - 1)
-        outside = (1 - self.p) / math.comb(symbols - 1, w)
+        outside = self.left / math.comb(symbols - 1, w)
         return self.with_silence(np.where(self._sets().T, inside, outside))
 
     def outcomes(self) -> np.ndarray:

@@ -20,21 +20,35 @@ import math
 
 import numpy as np
 
-from privacy.frequency_oracles.base import Oracle
-from privacy.frequency_oracles.coins import Coins
+from privacy.frequency_oracles.base import OUT, Oracle
+from privacy.frequency_oracles.coins import Coins, flips
+
+_BLOCK = 255
+"""So many bits add up to a byte."""
 
 
 class Unary(Oracle):
-    """A report is D bits, bool `[D]`."""
+    """A report is D bits, bool `[D]`.
+
+    Attributes:
+        missed: P[0 | 1] = 1 − p, which a float tells from 0 where p is as good as 1.
+    """
+
+    missed: float
 
     def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
-        places, one = self.places(values), np.arange(self.size)
-        probability = np.where(places[:, None] == one, self.p, self.q)
-        bits: np.ndarray = coins.uniform((len(values), self.size)) < probability
+        places = self.places(values)
+        bits = flips(coins, (len(values), self.size), self.q)
+        one = ~flips(coins, len(values), self.missed)
+        rows = np.flatnonzero(places != OUT)
+        bits[rows, places[rows]] = one[rows]
         return bits
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
-        counts: np.ndarray = reports.sum(axis=0, dtype=np.int64)
+        whole = len(reports) // _BLOCK * _BLOCK
+        blocks = reports[:whole].view(np.uint8).reshape(-1, _BLOCK, self.size)
+        counts: np.ndarray = blocks.sum(axis=1, dtype=np.uint8).sum(axis=0, dtype=np.int64)
+        counts += reports[whole:].sum(axis=0, dtype=np.int64)
         return counts
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
@@ -52,7 +66,8 @@ class Unary(Oracle):
         self.check_enumerable(2.0**self.size)
         y, v = self.outcomes(), np.eye(self.size + 1, dtype=bool)[:, : self.size]
         one = np.where(v[:, None, :], self.p, self.q)
-        law: np.ndarray = np.where(y, one, 1 - one).prod(axis=2)
+        zero = np.where(v[:, None, :], self.missed, 1 - self.q)
+        law: np.ndarray = np.where(y, one, zero).prod(axis=2)
         return self.with_silence(law)
 
     def outcomes(self) -> np.ndarray:
@@ -68,7 +83,7 @@ class OUE(Unary):
 
     def __init__(self, epsilon: float, candidates: np.ndarray) -> None:
         super().__init__(epsilon, candidates)
-        self.p, self.q = 0.5, 1 / (math.exp(epsilon) + 1)
+        self.p, self.q, self.missed = 0.5, 1 / (math.exp(epsilon) + 1), 0.5
 
 
 class SUE(Unary):
@@ -79,4 +94,4 @@ class SUE(Unary):
     def __init__(self, epsilon: float, candidates: np.ndarray) -> None:
         super().__init__(epsilon, candidates)
         self.p = 1 / (1 + math.exp(-epsilon / 2))
-        self.q = 1 - self.p
+        self.q = self.missed = self.p * math.exp(-epsilon / 2)

@@ -10,7 +10,7 @@ import pytest
 
 from fedsim.errors import ConfigError
 from privacy.frequency_oracles import ORACLES, choose, worst_ratio
-from privacy.frequency_oracles.coins import keyed, system
+from privacy.frequency_oracles.coins import flips, keyed, system
 
 EPSILONS = (0.1, 1.0, 3.0, 8.0)
 SIZES = (1, 2, 4, 7)
@@ -149,3 +149,42 @@ def test_a_mechanism_that_drops_out_of_domain_users_fails_the_audit():
     law[-1] = 0
     law[-1, -1] = 1
     assert worst_ratio(law) == math.inf
+
+
+class Scripted:
+    """Coins of which all words of a length come, once each."""
+
+    def __init__(self, *bytes_of_draws):
+        self.draws = list(bytes_of_draws)
+
+    def words(self, size):
+        drawn = self.draws.pop(0)
+        assert len(drawn) == size * 8
+        return drawn.view(np.uint64)
+
+
+def test_a_flip_has_its_probability_to_the_last_digit():
+    """chance = (77 + 3/256)/256: of 65,536 pairs of bytes, 77 * 256 + 3 are heads."""
+    first = np.repeat(np.arange(256, dtype=np.uint8), 256)
+    heads = flips(Scripted(first, np.arange(256, dtype=np.uint8)), 2**16, (77 + 3 / 256) / 256)
+    assert heads.sum() == 77 * 256 + 3
+    assert flips(keyed(0, 0, 0, "t"), 1000, 1.0).all()
+    assert not flips(keyed(0, 0, 0, "t"), 1000, 0.0).any()
+    # Far below the 2**-53 of a uniform number: seven bytes of 0 go before the one that decides.
+    zeros = [np.zeros(8, np.uint8)] * 7
+    last = np.array([0, 4, 5, 6, 255, 255, 255, 255], np.uint8)
+    heads = flips(Scripted(*zeros, last), 8, 5 * 2.0**-64)
+    assert heads.tolist() == [True, True, *[False] * 6]
+
+
+@pytest.mark.parametrize("name", [name for name in ORACLES if name != "olh"])
+def test_the_audit_holds_where_a_uniform_number_is_too_coarse(name):
+    """At epsilon 40; of OLH, the e^20 hash values cannot be enumerated."""
+    ratio = worst_ratio(ORACLES[name](40.0, np.arange(4)).pmf())
+    assert ratio == pytest.approx(math.exp(40.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("coins", [lambda: keyed(3, 0, 0, "t"), system], ids=["keyed", "system"])
+def test_whole_numbers_are_uniform(coins):
+    drawn = coins().below(30_000, 3)
+    assert (np.abs(np.bincount(drawn, minlength=3) - 10_000) < 450).all()
