@@ -3,13 +3,14 @@
 A new oracle is in `ORACLES` and inherits all of this.
 """
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from fedsim.errors import ConfigError
-from privacy.frequency_oracles import ORACLES, choose, worst_ratio
+from privacy.frequency_oracles import ORACLES, choose, subset, worst_ratio
 from privacy.frequency_oracles.coins import flips, keyed, system
 
 EPSILONS = (0.1, 1.0, 3.0, 8.0)
@@ -49,8 +50,9 @@ CANDIDATES = np.random.default_rng(1).permutation(32)
 
 
 @each
-def test_unbiased_with_the_variance_that_is_said(name):
+def test_unbiased_with_the_variance_that_is_said(name, monkeypatch):
     """200 sums of 4,000 reports, a fifth of them out of the domain of 32."""
+    monkeypatch.setattr(subset, "_SLOWER", 0)  # the sum is drawn by symbols, as for many users
     oracle = ORACLES[name](1.0, CANDIDATES)
     n, runs = len(VALUES), 200
     estimates = np.array(
@@ -81,8 +83,9 @@ def test_reports_one_by_one_have_the_exact_law(name, coins):
 
 
 @each
-def test_the_sum_is_that_of_single_reports(name):
+def test_the_sum_is_that_of_single_reports(name, monkeypatch):
     """`total` may take a shortcut; two samples of 500 sums, by means, spread, correlations."""
+    monkeypatch.setattr(subset, "_SLOWER", 0)
     oracle = ORACLES[name](1.0, np.arange(4))
     values = np.array([0] * 20 + [2] * 10 + [9] * 10)
     long = np.array(
@@ -188,3 +191,17 @@ def test_the_audit_holds_where_a_uniform_number_is_too_coarse(name):
 def test_whole_numbers_are_uniform(coins):
     drawn = coins().below(30_000, 3)
     assert (np.abs(np.bincount(drawn, minlength=3) - 10_000) < 450).all()
+
+
+@pytest.mark.parametrize("value", [2, 9], ids=["a candidate", "out of the domain"])
+def test_sets_have_the_exact_law(value):
+    """Sets of 3 of 7 symbols, each beside its enumerated probability."""
+    oracle, n = ORACLES["subset"](0.3, np.arange(6)), 40_000
+    assert oracle.omega == 3
+    reports = np.sort(oracle.reports(np.full(n, value), keyed(0, 0, 0, "t")), axis=1)
+    assert (np.diff(reports, axis=1) > 0).all()
+    sets = list(itertools.combinations(range(7), 3))
+    codes = reports @ np.array([49, 7, 1])
+    counts = np.array([(codes == np.array(one) @ np.array([49, 7, 1])).sum() for one in sets])
+    law = oracle.pmf()[min(value, 6), :-1]
+    assert (np.abs(counts / n - law) < 4.5 * np.sqrt(law / n)).all()
