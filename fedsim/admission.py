@@ -43,6 +43,7 @@ from fedsim.records import (
     Replies,
     decode,
     is_finite,
+    reply_content,
     stack_replies,
 )
 
@@ -119,6 +120,9 @@ class AdmittedReplies(Replies):
         admitted: Client indices of the good replies, in the order drawn.
         metrics: name -> the good replies' values, in the same order.
         observe: Called with the good replies just before they are drawn; None to leave it out.
+        weigh: Gives the bytes of a reply's content; None to leave it out.
+        received_bytes: Client index -> bytes of what it has sent, good or bad; without `weigh`,
+            empty. A client that failed has sent nothing.
     """
 
     rules: Admission
@@ -132,6 +136,8 @@ class AdmittedReplies(Replies):
     admitted: list[int] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     observe: Callable[[Chunk], None] | None = None
+    weigh: Callable[[RecordDict], int] | None = None
+    received_bytes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._failure = ""
@@ -161,6 +167,11 @@ class AdmittedReplies(Replies):
     @property
     def num_faulty(self) -> int:
         return len(self._faulty.difference(self.admitted))
+
+    def client_of(self, sent: Message) -> int:
+        """Return the client that an instruction was for."""
+        client: int = self._client_of[sent.metadata.dst_node_id]
+        return client
 
     @property
     def clients(self) -> np.ndarray:
@@ -224,6 +235,8 @@ class AdmittedReplies(Replies):
     def chunks(self) -> Iterator[Chunk]:
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
         for chunk in chunks:
+            if _is_stacked(self.replies):
+                self._weigh_rows(chunk)
             for client, told in sorted(chunk.errors.items()):
                 self._reject("error", f"client {client}", self._told(f"client {client}", told))
             if not len(chunk):
@@ -250,6 +263,9 @@ class AdmittedReplies(Replies):
     def _check(self, message: Message, seen: set[int]) -> Decoded | None:
         node = message.metadata.src_node_id
         sender = f"client {self._client_of[node]}" if node in self._client_of else f"node {node}"
+        if self.weigh is not None and node in self._client_of and message.has_content():
+            before = self.received_bytes.get(self._client_of[node], 0)
+            self.received_bytes[self._client_of[node]] = before + self.weigh(message.content)
         try:
             return self._decode(message, seen)
         except Rejected as rejection:
@@ -257,6 +273,18 @@ class AdmittedReplies(Replies):
             if node in self._client_of and rejection.reason != "stale":
                 self._faulty.add(self._client_of[node])
             return None
+
+    def _weigh_rows(self, chunk: Chunk) -> None:
+        """Weigh one row as the message that it would be; the others are as long."""
+        if self.weigh is None or not len(chunk):
+            return
+        row = {
+            "arrays": {name: rows[0] for name, rows in chunk.arrays.items()} or None,
+            "client_arrays": {name: rows[0] for name, rows in chunk.client_arrays.items()},
+            "metrics": {name: float(column[0]) for name, column in chunk.metrics.items()},
+        }
+        each = self.weigh(reply_content(**row, zero_copy=True))  # type: ignore[arg-type]
+        self.received_bytes.update(dict.fromkeys(chunk.client_index.tolist(), each))
 
     def _decode(self, message: Message, seen: set[int]) -> Decoded | None:
         node = message.metadata.src_node_id

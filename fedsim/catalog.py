@@ -22,6 +22,7 @@ GROUPS = (
     "privacy",
     "engine",
     "topology",
+    "devices",
     "attack",
 )
 """The groups of parts, in the order in which a scenario lists them."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.client.runtime import ClientRuntime
+from fedsim.client.sequential import evaluate_client, train_client
 from fedsim.engines.cohort import bytes_per_client
 from fedsim.errors import ConfigError
 from fedsim.participation.base import Schedule
 from fedsim.partition.base import train_sizes
+from fedsim.protection.base import Protection
+from fedsim.records import Params, Scalar
 
 _ROUNDS, _CLIENTS = 8, 32
 """How many rounds, and clients of each, are asked how much they would compute."""
@@ -48,6 +52,83 @@ def flops(runtime: ClientRuntime) -> Flops:
     model.zero_grad(set_to_none=True)
     count = max(1, len(x))
     return Flops(forward=forward.get_total_flops() / count, training=both.get_total_flops() / count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalEffort:
+    """Operations of one client's local work, whatever its half does.
+
+    Attributes:
+        per_visit: For each sample of each local step.
+        per_sample: For each sample that it holds, once, beside the steps.
+    """
+
+    per_visit: float
+    per_sample: float
+
+    def of(self, visits_K: np.ndarray, samples_K: np.ndarray) -> np.ndarray:
+        """Return the operations of clients of so many visits and samples, float64 `[K]`."""
+        effort_K: np.ndarray = self.per_visit * visits_K + self.per_sample * samples_K
+        return effort_K
+
+
+def local_effort(
+    runtime: ClientRuntime,
+    *,
+    client: int,
+    server_round: int,
+    params: Params,
+    client_arrays: Params,
+    told: Mapping[str, Scalar],
+) -> LocalEffort:
+    """Count the operations of a client's local work, by having it take one step, and then two.
+
+    What grows with the steps is of the visits; what does not, of the samples. Values do not matter,
+    only shapes: `params` and `client_arrays` may be anything finite. Nothing is sealed, and nothing
+    of it is kept.
+    """
+    n = len(runtime.samples(client))
+    counted = []
+    for steps in (1, 2):
+        work = replace(runtime.work, epochs=None, steps=steps)
+        few = replace(runtime, work=work, protection=Protection(), train_targets=None)
+        counted.append(
+            _operations(
+                lambda few=few: train_client(  # type: ignore[misc]
+                    few,
+                    client=client,
+                    server_round=server_round,
+                    params=params,
+                    client_arrays=client_arrays,
+                    told=told,
+                )
+            )
+        )
+    one, two = counted
+    visits = min(runtime.work.batch_size, n)
+    return LocalEffort(per_visit=(two - one) / visits, per_sample=(2 * one - two) / n)
+
+
+def evaluation_effort(
+    runtime: ClientRuntime, *, client: int, server_round: int, params: Params, client_arrays: Params
+) -> float:
+    """Count the operations of a client's evaluation, by having it evaluate."""
+    return _operations(
+        lambda: evaluate_client(
+            runtime,
+            client=client,
+            server_round=server_round,
+            params=params,
+            client_arrays=client_arrays,
+        )
+    )
+
+
+def _operations(work: Callable[[], object]) -> float:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return float(counter.get_total_flops())
 
 
 def samples_per_client(runtime: ClientRuntime, schedule: Schedule, rounds: np.ndarray) -> float:

@@ -198,6 +198,10 @@ class Instructions(Sequence[Message]):
         config: Scalars that every client gets; each message adds its own `client-index`.
         client_arrays: Tensors that differ by client, name -> `[K, ...]`; or a function that
             returns them for some client indices, to be asked for a few clients at a time.
+
+    Attributes:
+        row_like: What one client's share of these is like, in shapes and dtypes; where they come
+            from a function, known once it has been asked.
     """
 
     def __init__(
@@ -219,6 +223,9 @@ class Instructions(Sequence[Message]):
         self.arrays = arrays
         self.config = {**config, "server-round": server_round}
         self._client_arrays = client_arrays or {}
+        self.row_like: Params = {}
+        if not callable(self._client_arrays):
+            self._note_rows(self._client_arrays)
         self.zero_copy = zero_copy
         self._sent: dict[int, Message] = {}
 
@@ -227,9 +234,32 @@ class Instructions(Sequence[Message]):
 
     def client_arrays(self, part: slice) -> Params | PayloadOf:
         """Return what differs by client, of some of them, or the function that does."""
-        if callable(self._client_arrays):
-            return self._client_arrays
-        return {name: rows[part] for name, rows in self._client_arrays.items()}
+        if not callable(self._client_arrays):
+            return {name: rows[part] for name, rows in self._client_arrays.items()}
+        make = self._client_arrays
+
+        def rows_of(clients: np.ndarray) -> Params:
+            rows = make(clients)
+            if not self.row_like:
+                self._note_rows(rows)
+            return rows
+
+        return rows_of
+
+    def _note_rows(self, rows: Params) -> None:
+        self.row_like = {name: t.new_empty(t.shape[1:], device="meta") for name, t in rows.items()}
+
+    def content(self, client: int, own: Params) -> RecordDict:
+        """Return the content of one client's message, `own` being what is sent to it alone."""
+        content = RecordDict(
+            {
+                ARRAYS: self.arrays.copy(),
+                CONFIG: ConfigRecord({**self.config, "client-index": client}),
+            }
+        )
+        if own:
+            content[CLIENT_ARRAYS] = to_record(own, zero_copy=self.zero_copy)
+        return content
 
     @overload
     def __getitem__(self, item: int) -> Message: ...
@@ -247,19 +277,12 @@ class Instructions(Sequence[Message]):
         return self._sent[index]
 
     def _message(self, index: int) -> Message:
-        client = int(self.client_index[index])
-        content = RecordDict(
-            {
-                ARRAYS: self.arrays.copy(),
-                CONFIG: ConfigRecord({**self.config, "client-index": client}),
-            }
-        )
         own = self.client_arrays(slice(index, index + 1))
-        if own := own(self.client_index[index : index + 1]) if callable(own) else own:
-            rows = {name: rows[0] for name, rows in own.items()}
-            content[CLIENT_ARRAYS] = to_record(rows, zero_copy=self.zero_copy)
+        own = own(self.client_index[index : index + 1]) if callable(own) else own
         return Message(
-            content,
+            self.content(
+                int(self.client_index[index]), {name: rows[0] for name, rows in own.items()}
+            ),
             int(self.node_ids[index]),
             self.message_type,
             group_id=str(self.server_round),

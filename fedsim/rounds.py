@@ -26,6 +26,7 @@ from torch import Tensor
 from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
 from fedsim.attack.base import Tamper
+from fedsim.footprint import Meter, content_bytes
 from fedsim.participation.base import Schedule
 from fedsim.protection.base import Protection
 from fedsim.records import (
@@ -58,6 +59,8 @@ class RoundReport:
         epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
         privacy: The same with its delta, unit and relation, in words; never show it without.
         seconds: Wall time of the round.
+        footprint: Exchange -> what it took of its clients; see `fedsim.footprint`. Empty without a
+            device profile.
     """
 
     server_round: int
@@ -73,6 +76,7 @@ class RoundReport:
     epsilon: float | None = None
     privacy: str = ""
     seconds: float = 0.0
+    footprint: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,7 @@ class RoundLoop:
         last_round: The run ends after this round.
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
+        meter: Measures what exchanges take of clients; None to leave it out.
         protection: The privacy mechanism.
         frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
             makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
@@ -142,6 +147,7 @@ class RoundLoop:
     last_round: int
     tamper: Tamper | None = None
     observer: Observer | None = None
+    meter: Meter | None = None
     protection: Protection = field(default_factory=Protection)
     charge: Callable[[int, np.ndarray], float | None] | None = None
     frozen: Collection[str] = ()
@@ -178,6 +184,10 @@ class RoundLoop:
             scores, per_client = clients.mean_metrics(), clients.per_client()
             if fused:
                 scores, per_client = train.received()
+            footprint = {}
+            if self.meter is not None:
+                exchanges = {"train": train, "evaluate": clients}
+                footprint = {k: self.meter.footprint(k, e) for k, e in exchanges.items() if e.asked}
             yield (
                 params,
                 RoundReport(
@@ -194,6 +204,7 @@ class RoundLoop:
                     epsilon=self._epsilon,
                     privacy="" if self._epsilon is None else self.protection.words(self._epsilon),
                     seconds=time.perf_counter() - started,
+                    footprint=footprint,
                 ),
             )
 
@@ -277,7 +288,10 @@ class RoundLoop:
         if self.tamper is not None and expected is not None:
             received = self.tamper(received, expected)
         client_index = getattr(self.grid, "client_index", None)
-        return self.admission.admit(sent, received, like, extra, client_index)
+        replies = self.admission.admit(sent, received, like, extra, client_index)
+        if self.meter is not None:
+            replies.weigh = content_bytes
+        return replies
 
     def _draw(self, replies: AdmittedReplies) -> Iterable[Message]:
         """Return what the strategy gets: ours draw their replies lazily, others expect a list."""

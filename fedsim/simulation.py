@@ -28,10 +28,12 @@ from fedsim.client.work import LocalSGD
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.decomposition import Decomposition
+from fedsim.devices.base import DevicesPart
 from fedsim.engines import recipe
 from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
+from fedsim.footprint import Meter
 from fedsim.models.bags import on_bags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model, check_trainable
@@ -303,6 +305,13 @@ class Simulation:
         return self._part("topology", TopologyPart)
 
     @cached_property
+    def meter(self) -> Meter | None:
+        """What measures what rounds take of clients; None without a device profile."""
+        part = self._part("devices", DevicesPart)
+        fleet = part.fleet(self.partition.num_clients, self.settings.seed)
+        return None if fleet is None else Meter(self.runtime, fleet)
+
+    @cached_property
     def runtime(self) -> ClientRuntime:
         """The client side of the run."""
         ours = self.strategy if isinstance(self.strategy, FedsimStrategy) else None
@@ -392,6 +401,7 @@ class Simulation:
             last_round=self.last_round,
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
+            meter=self.meter,
             protection=self.protection,
             frozen=self.runtime.frozen,
         )

@@ -50,7 +50,7 @@ from privacy.similarity.kinds import from_json
 from privacy.similarity.lsq import LSQ
 from privacy.similarity.moments import EvenPower, InnerProduct, SquaredDistance
 from privacy.similarity.noise import Law
-from privacy.similarity.planning import VARIANCE, feature_count, tree_depth
+from privacy.similarity.planning import VARIANCE, feature_count, projection_size, tree_depth
 from privacy.similarity.projection import Projected, l2_bound
 from privacy.similarity.random_features import RandomFeatures
 from privacy.similarity.released import COUNT, NOISE, PUBLIC_BYTES, SUMS_NAME, Released, no_privacy
@@ -103,6 +103,8 @@ class KernelDensity(Adding):
         depth: h of a tree; null for the planned one.
         project: k of a projection in front: of `l2` (null for 100), or Johnson and Lindenstrauss's
             (null for none).
+        distortion: With `project` null: Johnson and Lindenstrauss's projection to as many
+            dimensions as keep squared distances within 1 ± this (a deviation); null for none.
         points: With `gaussian_process`: the points that will be asked about.
         order: ρ of `lsq`.
         degree, iterations: k and h of `bernstein`.
@@ -129,6 +131,7 @@ class KernelDensity(Adding):
     terms: Annotated[int, Range(ge=0, le=200)] = 0
     depth: Annotated[int, Range(ge=1, le=24)] | None = None
     project: Annotated[int, Range(ge=1)] | None = None
+    distortion: Annotated[float, Range(gt=0, lt=1)] | None = None
     points: Sequence[Sequence[float]] | None = None
     order: Annotated[int, Range(ge=1, le=12)] = 4
     degree: Annotated[int, Range(ge=1, le=200)] = 8
@@ -206,13 +209,14 @@ class KernelDensity(Adding):
             return self._projected(d, inner, "l2")
         if kind == "lp":
             return EvenPower(dimension=d, radius=self.radius, power=self.power)
-        found = self._of_vectors(self.project or d, records)
-        if self.project is None:
+        to = self.project or (projection_size(self.distortion) if self.distortion else None)
+        found = self._of_vectors(to or d, records)
+        if to is None:
             return found
         if kind in ("laplace", "rational_l1"):
             raise ConfigError(
-                f"project: {self.project} keeps L2 distances, and similarity={kind} is of L1 "
-                "distances; set strategy.project=null"
+                f"project: {to} dimensions keep L2 distances, and similarity={kind} is of L1 "
+                "distances; set strategy.project=null and strategy.distortion=null"
             )
         return self._projected(d, found, "jl")
 

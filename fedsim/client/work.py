@@ -87,6 +87,12 @@ class LocalSGD(Part):
             return self.steps
         return math.ceil(num_samples / self.batch_size) * (self.epochs or 0)
 
+    def visits(self, num_samples: np.ndarray) -> np.ndarray:
+        """Return how many samples clients go through in a round, with repeats, of its shape."""
+        each = num_samples if self.steps is None else np.minimum(self.batch_size, num_samples)
+        visits: np.ndarray = each * (self.epochs or self.steps or 0)
+        return visits
+
     def batches(self, seed: int, server_round: int, client: int, n: int) -> list[np.ndarray]:
         """Return the batches of one client's round: sample positions in [0, n), one array a step.
 

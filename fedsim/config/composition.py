@@ -38,9 +38,15 @@ _BASES: dict[str, tuple[str, ...]] = {
     "participation": ("fedsim.participation.base.ParticipationPart",),
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
+    "devices": ("fedsim.devices.base.DevicesPart",),
     "attack": ("fedsim.attack.base.AttackPart",),
 }
 """What a part of each group must be."""
+
+_IMPLIED: dict[str, dict[str, Any]] = {
+    "devices": {"_target_": "fedsim.devices.none.Unprofiled"},
+}
+"""Groups that came later: what a configuration without them means, whose hash stays what it was."""
 
 _BREAKS = "\x85\u2028\u2029\ufeff"
 """What YAML takes for the end of a line, or of a file, and its writer does not escape."""
@@ -74,7 +80,11 @@ class Config:
     @property
     def hash(self) -> str:
         """SHA-256 of the values that decide a run's result: not `output`, not `checkpoint`."""
-        kept = {k: v for k, v in self.values.items() if k not in ("output", "checkpoint")}
+        kept = {
+            key: value
+            for key, value in self.values.items()
+            if key not in ("output", "checkpoint") and value != _IMPLIED.get(key)
+        }
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -198,6 +208,7 @@ def _assemble(tree: Mapping[Any, Any], changes: Sequence[Change]) -> dict[str, A
     specs.check_plain(tree, "")
     tree = apply(dict(tree), changes)
     specs.check_plain(tree, "")
+    tree = {**{group: dict(part) for group, part in _IMPLIED.items()}, **tree}
     schema = fields_of(Scenario)
     specs.refuse_unknown(tree, (*schema, *GROUPS), "", "a scenario")
     plugins = plugins_of(tree)

@@ -68,6 +68,11 @@ def through_wire(content: RecordDict) -> RecordDict:
     return recorddict_from_proto(recorddict_to_proto(content))
 
 
+def encoded_bytes(content: RecordDict) -> int:
+    """Return the length of a message's records in Flower's wire format."""
+    return int(recorddict_to_proto(content).ByteSize())
+
+
 def quiet_flower() -> None:
     """Keep Flower's own progress lines out of ours; its warnings and errors stay."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -110,6 +115,7 @@ __all__ = [
     "absent_error",
     "become_task_of",
     "client_error",
+    "encoded_bytes",
     "is_absence",
     "make_run",
     "quiet_flower",

@@ -1,6 +1,7 @@
 """How often each client takes part: the rate models behind Bernoulli, Markov and cyclic schedules.
 
     homogeneous        p_n = rate
+    unequal            p_n = min_rate * (max_rate / min_rate)^((π(n) + 1/2) / N),  π a permutation
     label_correlated   p_n = max(min_rate, rate * C * <h_n, kappa>),  kappa ~ Dir(alpha * 1_C)
                        (FedAU, arXiv:2306.03401; h_n are client n's label shares)
     label_adversarial  p_n = min_rate + (max_rate - min_rate) * (smallest label of n) / (C - 1)
@@ -28,7 +29,7 @@ from fedsim.errors import ConfigError
 from fedsim.participation.base import ParticipationPart, Population
 from fedsim.parts import Range
 
-RateModel = Literal["homogeneous", "label_correlated", "label_adversarial"]
+RateModel = Literal["homogeneous", "unequal", "label_correlated", "label_adversarial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class RatedPart(ParticipationPart):
         rate: Share of the rounds in which a client takes part: every client's with `homogeneous`,
             the mean over clients (before floor and cap) with `label_correlated`.
         alpha: Concentration of kappa, of `label_correlated`: small makes a few classes decide.
-        min_rate: Smallest rate, of `label_correlated` and `label_adversarial`.
-        max_rate: Largest rate, of the same two.
+        min_rate: Smallest rate, of all but `homogeneous`.
+        max_rate: Largest rate, of the same three.
     """
 
     rates: RateModel = "homogeneous"
@@ -70,6 +71,14 @@ def _homogeneous(part: RatedPart, population: Population) -> np.ndarray:
     return np.broadcast_to(np.float64(part.rate), (population.num_clients,))
 
 
+def _unequal(part: RatedPart, population: Population) -> np.ndarray:
+    count = population.num_clients
+    rng = seeds.rng(population.seed, 0, seeds.SERVER, "participation-rates")
+    height_N = (rng.permutation(count) + 0.5) / count
+    rate_N: np.ndarray = part.min_rate * (part.max_rate / part.min_rate) ** height_N
+    return rate_N
+
+
 def _label_correlated(part: RatedPart, population: Population) -> np.ndarray:
     histogram_NC = population.label_histogram()
     num_classes = histogram_NC.shape[1]
@@ -89,6 +98,7 @@ def _label_adversarial(part: RatedPart, population: Population) -> np.ndarray:
 
 _MODELS: dict[RateModel, Callable[[RatedPart, Population], np.ndarray]] = {
     "homogeneous": _homogeneous,
+    "unequal": _unequal,
     "label_correlated": _label_correlated,
     "label_adversarial": _label_adversarial,
 }

@@ -58,8 +58,11 @@ def fairness(name: str, value_K: np.ndarray) -> Fairness | None:
     )
 
 
-def fairness_histogram(spread: Fairness) -> str:
-    """Draw the clients' values, their mean and the mean of the worst tenth, as SVG."""
+def fairness_histogram(spread: Fairness, name: str = "") -> str:
+    """Draw the clients' values, their mean and the mean of the worst tenth, as SVG.
+
+    `name` tells several in one page apart.
+    """
     times = scale(spread.name)
 
     def draw(figure: Figure) -> None:
@@ -77,4 +80,4 @@ def fairness_histogram(spread: Fairness) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
-    return figures.svg("fairness", (HALF, 3.3), draw)
+    return figures.svg("fairness" + "".join(filter(str.isalnum, name)), (HALF, 3.3), draw)

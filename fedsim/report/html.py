@@ -49,6 +49,7 @@ def render(data: RunData) -> str:
         sections.who_took_part(data),
         sections.who_holds_what(data),
         sections.evenness(data, head),
+        sections.footprint(data),
         sections.last_rounds(data),
         repeat.repeat(data),
         repeat.bottom(data),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.report.round_columns import Rounds, Series
+from fedsim.report.round_columns import PerClient, Rounds, Series
 
 _FRACTIONS = ("accuracy", "precision", "recall", "f1", "auc")
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "perplexity")
@@ -74,6 +74,17 @@ def _best(name: str, series: Series) -> tuple[int, float] | None:
     worth_M = -finite.value_M if lower_is_better(name) else finite.value_M
     at = int(np.argmax(worth_M))
     return int(finite.round_M[at]), float(finite.value_M[at])
+
+
+def best_round(name: str, evaluated: Iterable[PerClient]) -> PerClient | None:
+    """Return the first round of those whose mean over clients is best; None if none is finite."""
+    found: tuple[float, PerClient] | None = None
+    for one in evaluated:
+        mean = float(one.values[name].mean()) if name in one.values else math.nan
+        worth = -mean if lower_is_better(name) else mean
+        if math.isfinite(mean) and (found is None or worth > found[0]):
+            found = worth, one
+    return found[1] if found else None
 
 
 def is_shown(name: str) -> bool:

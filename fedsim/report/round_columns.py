@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,8 @@ class Rounds:
         metrics: group -> name -> values; the groups are `GROUPS`, empty ones included.
         spread: name -> spread over clients.
         latest: The clients' metrics when they were last evaluated.
+        evaluated: The same of every round in which they were, in order.
+        footprint: Exchange -> what it took of each client over all rounds.
         details: The first few rejections in words, with their round.
     """
 
@@ -96,6 +98,8 @@ class Rounds:
     spread: dict[str, Spread]
     latest: PerClient | None
     details: tuple[tuple[int, str], ...]
+    evaluated: tuple[PerClient, ...] = ()
+    footprint: dict[str, PerClient] = field(default_factory=dict)
 
     @property
     def admitted_R(self) -> np.ndarray:
@@ -126,6 +130,7 @@ class _Line:
     metrics: dict[str, dict[str, float]]
     spread: dict[str, tuple[float, float, float]]
     per_client: PerClient | None
+    footprint: dict[str, PerClient]
     details: list[str]
 
 
@@ -189,7 +194,25 @@ def _columns(lines: list[_Line], latest: PerClient | None) -> Rounds:
         },
         latest=latest,
         details=tuple(details[:_MOST_DETAILS]),
+        evaluated=tuple(line.per_client for line in lines if line.per_client),
+        footprint={
+            exchange: _summed([n.footprint[exchange] for n in lines if exchange in n.footprint])
+            for exchange in dict.fromkeys(exchange for n in lines for exchange in n.footprint)
+        },
     )
+
+
+def _summed(rounds: list[PerClient]) -> PerClient:
+    """Add up columns over rounds, client by client; of columns that every round has."""
+    client_K, row_M = np.unique(
+        np.concatenate([one.client_K for one in rounds]), return_inverse=True
+    )
+    shared = [name for name in rounds[0].values if all(name in one.values for one in rounds)]
+    total = {
+        name: np.bincount(row_M, np.concatenate([one.values[name] for one in rounds]))
+        for name in shared
+    }
+    return PerClient(rounds[-1].server_round, client_K, total)
 
 
 def _series(points: list[tuple[int, float | None]]) -> Series:
@@ -229,6 +252,11 @@ def _parse(text: bytes) -> _Line:
         metrics=metrics,
         spread=_spreads(per_client),
         per_client=per_client,
+        footprint={
+            exchange: columns
+            for exchange, told in _mapping(line.get("footprint", {})).items()
+            if (columns := _per_client(server_round, _mapping(told)))
+        },
         details=[str(text)[:1000] for text in _sequence(line.get("details", []))[:_MOST_DETAILS]],
     )
 

@@ -11,10 +11,19 @@ from fedsim.report.curves import loss_curves, metric_curves
 from fedsim.report.decomposition import decomposition_curves, decomposition_terms
 from fedsim.report.fairness import fairness, fairness_histogram
 from fedsim.report.holdings import holdings_image
-from fedsim.report.measures import MEASURED_BY, Headline, is_shown, show, show_seconds, word
+from fedsim.report.measures import (
+    MEASURED_BY,
+    Headline,
+    best_round,
+    is_fraction,
+    is_shown,
+    show,
+    show_seconds,
+    word,
+)
 from fedsim.report.page import Html
 from fedsim.report.participation import MOST_CLIENTS, participation
-from fedsim.report.round_columns import GROUPS, drawable
+from fedsim.report.round_columns import GROUPS, PerClient, drawable
 from fedsim.report.run_folder import RunData
 
 LAST_ROUNDS = 10
@@ -26,6 +35,17 @@ _GROUP_WORDS = {
     "train": "training",
     "diagnostics": "diagnostic",
 }
+MOST_ROWS = 300
+"""Clients that are listed one by one."""
+
+FOOTPRINT = {
+    "bytes-down": ("received", 1e-6, "MB"),
+    "bytes-up": ("sent", 1e-6, "MB"),
+    "flops": ("computed", 1e-9, "GFLOP"),
+    "seconds": ("busy", 1.0, "simulated s"),
+}
+"""Column -> (title, factor, unit)."""
+
 _GOOD = ("finished", "done", "completed")
 
 
@@ -247,9 +267,24 @@ def evenness(data: RunData, head: Headline | None) -> Html:
     if latest is None or head is None:
         return Html("")
     shown = [name for name in latest.values if is_shown(name)]
-    name = head.name if head.name in shown else next(iter(shown), None)
-    spread = fairness(name, latest.values[name]) if name is not None else None
-    if name is None or spread is None:
+    first = head.name if head.name in shown else next(iter(shown), None)
+    scores = [name for name in shown if is_fraction(name)]
+    names = [name for name in dict.fromkeys([first, *scores]) if name is not None]
+    pairs = [_spread_pair(name, latest) for name in names]
+    if not any(pairs):
+        return Html("")
+    lead = page.element(
+        "p",
+        f"Each client's {' and '.join(map(word, names))} on its own held-out samples after round "
+        f"{latest.server_round}, the last in which they were scored; every client counts once, "
+        "whatever its size.",
+    )
+    return page.section("Fairness over clients", lead, *pairs, _every_client(data, names))
+
+
+def _spread_pair(name: str, latest: PerClient) -> Html:
+    spread = fairness(name, latest.values[name])
+    if spread is None:
         return Html("")
     figures = {
         "Clients": f"{len(spread.value_K):,}",
@@ -264,18 +299,91 @@ def evenness(data: RunData, head: Headline | None) -> Html:
     if spread.left_out:
         figures["Left out, not finite"] = f"{spread.left_out:,}"
     words = f"Histogram of {name} over {len(spread.value_K)} clients"
-    pair = page.element(
+    return page.element(
         "div",
-        page.figure(fairness_histogram(spread), "", words),
-        page.facts(figures),
+        page.figure(fairness_histogram(spread, word(name)), "", words),
+        page.facts({word(name)[:1].upper() + word(name)[1:]: "", **figures}),
         css="pair",
     )
+
+
+def _every_client(data: RunData, names: list[str]) -> Html:
+    """Return every client's last and best scores, and the means of both over clients."""
+    rounds, latest = data.rounds, data.rounds.latest
+    if latest is None or len(latest.client_K) > MOST_ROWS:
+        return Html("")
+    columns: dict[str, dict[int, float]] = {}
+    means = []
+    for name in names:
+        best = best_round(name, rounds.evaluated)
+        if best is None:
+            continue
+        for which, one in (("last", latest), ("best", best)):
+            title = f"{word(name)}, {which} (round {one.server_round})"
+            pairs = zip(one.client_K.tolist(), one.values[name].tolist(), strict=True)
+            columns[title] = dict(pairs)
+            means.append(show(name, float(one.values[name].mean())))
+    kinds = [name for name in names for _ in range(2)]
+    rows = [
+        [
+            f"{client:,}",
+            *(
+                show(kind, column[client]) if client in column else "-"
+                for kind, column in zip(kinds, columns.values(), strict=False)
+            ),
+        ]
+        for client in sorted(latest.client_K.tolist())
+    ]
+    table = page.table(["client", *columns], [["mean", *means], *rows], named=True)
+    note = page.element(
+        "p",
+        "Best is the round whose mean over clients is best. It was chosen on the very samples that "
+        "it is scored on, hence is optimistic.",
+    )
+    return page.details("Every client", page.join([note, table]))
+
+
+def footprint(data: RunData) -> Html:
+    """Return what the run took of its clients, where it has a device profile."""
+    found = data.rounds.footprint
+    if not found:
+        return Html("")
+    parts: list[str] = []
+    for exchange, taken in found.items():
+        count = len(taken.client_K)
+        rows = []
+        for name, (title, times, unit) in FOOTPRINT.items():
+            if name not in taken.values:
+                continue
+            value_K = taken.values[name] * times
+            low, middle, high = value_K.min(), np.median(value_K), value_K.max()
+            figures = (low, middle, value_K.mean(), high, value_K.sum())
+            rows.append([f"{title}, {unit}", *(f"{figure:,.4g}" for figure in figures)])
+        title = {"train": "Training", "evaluate": "Evaluation"}.get(exchange, exchange)
+        parts.append(page.element("h3", f"{title}, {count:,} clients"))
+        head = ["over all rounds", "least", "median", "mean", "most", "all clients"]
+        parts.append(page.table(head, rows, named=True))
+    if "train" in found:
+        parts.append(_footprint_of_each(found["train"]))
     lead = page.element(
         "p",
-        f"Each client's {word(name)} on its own held-out samples after round "
-        f"{latest.server_round}; every client counts once, whatever its size.",
+        "Bytes are those of the messages' records as Flower encodes them; operations, of matrix "
+        "products and convolutions, are counted on what clients do; seconds are simulated, those "
+        "of the scenario's device profile.",
     )
-    return page.section("Fairness over clients", lead, pair)
+    return page.section("Footprint of clients", lead, *parts)
+
+
+def _footprint_of_each(taken: PerClient) -> Html:
+    named = {name: kind for name, kind in FOOTPRINT.items() if name in taken.values}
+    if len(taken.client_K) > MOST_ROWS:
+        return Html("")
+    rows = [
+        [f"{client:,}", *(f"{taken.values[n][k] * kind[1]:,.4g}" for n, kind in named.items())]
+        for k, client in enumerate(taken.client_K.tolist())
+    ]
+    head = ["client", *(f"{title}, {unit}" for title, _, unit in named.values())]
+    return page.details("Every client, training", page.table(head, rows))
 
 
 def last_rounds(data: RunData) -> Html:

@@ -33,8 +33,8 @@ from privacy.similarity.fixed_point import UNIT
 Prepared = dict[str, Tensor]
 """What a noisy sum has been made into, once, so that queries are cheap."""
 
-PIECE = 2**22
-"""Numbers of features that are held at a time."""
+PIECE = 2**20
+"""Numbers of features that are held at a time: about what a cache holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,14 @@ from functools import cached_property
 from typing import Annotated
 
 import torch
+from scipy.stats import qmc
 from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.parts import Range
 from fedsim.protection.statement import Relation
-from privacy.similarity.base import Prepared, Summary
-from privacy.similarity.exact import Kernel, kernel_sums
+from privacy.similarity.base import Prepared, Summary, pieces
+from privacy.similarity.exact import Kernel, kernel_sums, kernel_value, norm_of
 from privacy.similarity.fixed_point import widened
 from privacy.similarity.gaussian_process import GaussianProcess
 
@@ -126,6 +127,21 @@ class Bernstein(Summary):
     def gain(self, y_QD: Tensor) -> Tensor:
         found: Tensor = self._iterated(self._weights(y_QD), transposed=True).norm(dim=1)
         return found
+
+    def apart(self, prepared: Prepared, y_QD: Tensor, deviation: float) -> Tensor:
+        """See `Summary.apart`: the polynomial's largest error for a record at one of 1000 places.
+
+        They are spread over the range (Halton's), and say nothing of the data.
+        """
+        unit = qmc.Halton(self.dimension, scramble=False).random(1000)
+        places = torch.from_numpy(self.low + (self.high - self.low) * unit).to(y_QD.device)
+        polynomial = self._iterated(self._lattice._values(places), transposed=False)
+        found = []
+        for y in pieces(y_QD, len(places)):
+            away = torch.cdist(y.double(), places, p=norm_of(self.kernel))
+            truth = kernel_value(self.kernel, away, self.bandwidth)
+            found.append((self._weights(y) @ polynomial.T - truth).abs().amax(1))
+        return prepared["count"] * torch.cat(found)
 
     def exact(self, x_ND: Tensor, y_QD: Tensor) -> Tensor:
         return kernel_sums(x_ND, y_QD, self.kernel, self.bandwidth)

@@ -148,10 +148,14 @@ class PerClass(Summary):
         """See `Summary.errors`; the noise of the counts, which is smaller, is left out."""
         counts = prepared["counts"]
         noise_QC = self.gain(y_QD)[:, None] * deviation / counts
-        keys = ["all"] if self.inner.stacks else [str(c) for c in range(self.classes)]
-        if self.inner.stacks:
-            return noise_QC, torch.zeros_like(noise_QC)
-        apart = [self.inner.apart(self._of(prepared, key), y_QD, deviation) for key in keys]
+        apart = []
+        for c in range(self.classes):
+            if self.inner.stacks:
+                own = self._of(prepared, "all")
+                own = {**own, "sums": own["sums"][:, c]}
+            else:
+                own = self._of(prepared, str(c))
+            apart.append(self.inner.apart(own, y_QD, deviation))
         return noise_QC, torch.stack(apart, 1) / counts
 
     def labels(self, prepared: Prepared, y_QD: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class RandomFeatures(Summary):
 
     def _places(self, x_ND: Tensor) -> Tensor:
         """Return where each phase is in the table, `[N, W]`."""
-        high, low, phase, _ = (part.to(x_ND.device) for part in self._drawn)
+        high, low, phase, _ = _drawn_on(self, x_ND.device)
         x = steps(x_ND, self.bound).double()
         turns = ((x @ high).long() & _MASK) << LOW_BITS
         turns += (x @ low).long() + phase
@@ -126,14 +126,13 @@ class RandomFeatures(Summary):
 
     def _look_up(self, x_ND: Tensor, table: Tensor) -> Tensor:
         places = self._places(x_ND)
-        table = table.to(x_ND.device)
         if not self.pairs:
             return table[places]
         quarter = 2 ** (TABLE_BITS - 2)
         return torch.cat([table[places], table[(places - quarter) & (2**TABLE_BITS - 1)]], 1)
 
     def features(self, x_ND: Tensor) -> Tensor:
-        return self._look_up(x_ND, cosines())
+        return self._look_up(x_ND, cosines(x_ND.device))
 
     def l1(self, relation: Relation) -> float:
         one = self.count * (1.0 if self.pairs else math.sqrt(2))
@@ -145,8 +144,8 @@ class RandomFeatures(Summary):
 
     def _weights(self, y_QD: Tensor) -> Tensor:
         """Return ψ, `[Q, F]`."""
-        weight_F = self._drawn[3].to(y_QD.device)
-        return self._look_up(y_QD, cosines().double() * UNIT) * (weight_F / self.count)
+        weight_F = _drawn_on(self, y_QD.device)[3]
+        return self._look_up(y_QD, real_cosines(y_QD.device)) * (weight_F / self.count)
 
     def answer(self, prepared: Prepared, y_QD: Tensor) -> Tensor:
         sums = prepared["sums"]
@@ -178,8 +177,23 @@ class RandomFeatures(Summary):
         return kernel_sums(x_ND, y_QD, self.kernel, self.bandwidth)
 
 
-@lru_cache(maxsize=1)
-def cosines() -> Tensor:
-    """Return √2 cos of 2^16 places of a turn in steps of UNIT, int64, towards zero."""
+@lru_cache(maxsize=2)
+def _drawn_on(summary: RandomFeatures, device: torch.device) -> tuple[Tensor, ...]:
+    """Return what is drawn, on a device."""
+    return tuple(part.to(device) for part in summary._drawn)
+
+
+@lru_cache(maxsize=8)
+def cosines(device: torch.device) -> Tensor:
+    """Return √2 cos of 2^16 places of a turn in steps of UNIT, int64, towards zero.
+
+    Computed on the CPU, whatever the device, so that all have the same.
+    """
     turns = torch.arange(2**TABLE_BITS, dtype=torch.float64) / 2**TABLE_BITS
-    return units(math.sqrt(2) * (2 * math.pi * turns).cos())
+    return units(math.sqrt(2) * (2 * math.pi * turns).cos()).to(device)
+
+
+@lru_cache(maxsize=8)
+def real_cosines(device: torch.device) -> Tensor:
+    """Return `cosines` as numbers, float64."""
+    return cosines(device).double() * UNIT

@@ -3,8 +3,10 @@
     python results/diff2/reproduce.py
 
 Theory has ‖∇f‖² fall like 1/(nε) for DP-GD and like 1/(nε)^(4/3) for DIFF2 (Murata and Suzuki
-2023): the ratio of the two must rise with nε, and cross 1. Both are tuned by the same rule, the
-smallest mean final ‖∇f‖² of three runs over the grid; then others are run.
+2023): the ratio of the two must rise with nε, and cross 1. Both are tuned by the same rule: the
+settings of a grid are screened by their mean final ‖∇f‖² over `SCREENING` runs, the `KEPT` best
+compared by `TUNING` others; the winner is reported by `RUNS` others. The grids have the same R, C1
+and η; DIFF2's has T and C2 besides.
 
 Thousands of short runs of one linear model: a twin in NumPy of `strategy=diff2, privacy=diff2` runs
 many settings as columns of one matrix. It is compared with the strategy itself first, in float64
@@ -36,8 +38,9 @@ from privacy.normal import keyed
 HERE = Path(__file__).parent
 RUNS_FILE = HERE / "runs.jsonl"
 EPSILONS, DELTA = (1 / 64, 1 / 16, 0.25, 1.0, 4.0, 16.0), 1e-5
-TUNING, RUNS, MORE = 3, 20, 80
-"""How many runs a setting is judged by; how many others are reported, and how many after these."""
+SCREENING, KEPT, TUNING, RUNS = 3, 6, 20, 100
+COLUMNS = 48
+"""Runs at a time: as many as the cache holds."""
 
 Floats = NDArray[np.floating]
 Noise = Callable[[int], Floats]
@@ -58,13 +61,11 @@ class Point:
         return f"R={self.rounds}, T={self.restart}, C1={self.c1:g}{c2}, η={self.lr:g}"
 
 
-RATES = (0.1, 0.3, 0.6)
-GD = [Point(r, 1, c1, 1.0, lr) for r, c1, lr in product((50, 200, 800), (0.1, 0.3, 1.0), RATES)]
+ROUNDS, NORMS, RATES = (50, 100, 200, 400, 800, 1600, 3200), (0.1, 0.3, 1.0), (0.1, 0.3, 0.6)
+GD = [Point(r, 1, c1, 1.0, lr) for r, c1, lr in product(ROUNDS, NORMS, RATES)]
 DIFF2 = [
     Point(r, max(2, round(r * share)), c1, c2, lr)
-    for r, share, c1, c2, lr in product(
-        (50, 200, 800), (0.05, 0.2, 1.0), (0.3, 1.0), (1.0, 3.0), RATES
-    )
+    for r, share, c1, c2, lr in product(ROUNDS, (0.05, 0.2, 1.0), NORMS, (1.0, 3.0), RATES)
 ]
 
 
@@ -142,16 +143,19 @@ def scores(
     for rounds, restart in sorted({(p.rounds, p.restart) for p in points}):
         some = [p for p in points if (p.rounds, p.restart) == (rounds, restart)]
         rng = np.random.default_rng([seed, rounds, restart])
-        shape = (x_ND.shape[1], len(some) * runs)
+        columns, values = [p for p in some for _ in range(runs)], []
+        for first in range(0, len(columns), COLUMNS):
+            part = columns[first : first + COLUMNS]
 
-        def noise(_: int, rng: np.random.Generator = rng, shape: tuple[int, int] = shape) -> Floats:
-            return rng.standard_normal(shape, dtype=np.float32)
+            def noise(_: int, rng: np.random.Generator = rng, many: int = len(part)) -> Floats:
+                return rng.standard_normal((x_ND.shape[1], many), dtype=np.float32)
 
-        with np.errstate(over="ignore", invalid="ignore"):
-            w_DM = run_many(x_ND, y_N, [p for p in some for _ in range(runs)], s, noise)
-            values = squares(x_ND.astype(np.float64), y_N.astype(np.float64), w_DM)
-        values = np.where(np.isfinite(values), values, math.inf).reshape(-1, runs)
-        found |= dict(zip(some, values, strict=True))
+            with np.errstate(over="ignore", invalid="ignore"):
+                w_DM = run_many(x_ND, y_N, part, s, noise)
+                values.append(squares(x_ND.astype(np.float64), y_N.astype(np.float64), w_DM))
+        finals = np.concatenate(values)
+        finals = np.where(np.isfinite(finals), finals, math.inf).reshape(-1, runs)
+        found |= dict(zip(some, finals, strict=True))
     return found
 
 
@@ -167,13 +171,10 @@ def main() -> None:
     kept: dict[tuple[str, float], tuple[Point, list[float]]] = {}
     if RUNS_FILE.exists():
         for line in map(json.loads, RUNS_FILE.read_text().splitlines()):
-            _, before = kept.get((line["method"], line["epsilon"]), (None, []))
-            finals = before + line["final_square_gradient"]
+            finals = line["final_square_gradient"]
             kept[line["method"], line["epsilon"]] = (Point(**line["point"]), finals)
-    methods = (("DP-GD", GD), ("DIFF2", DIFF2))
-    for _, epsilon, (method, grid) in product(range(2), EPSILONS, methods):
-        best, finals = kept.get((method, epsilon), (None, []))
-        if len(finals) == RUNS + MORE:
+    for epsilon, (method, grid) in product(EPSILONS, (("DP-GD", GD), ("DIFF2", DIFF2))):
+        if (method, epsilon) in kept:
             continue
         s = calibrate(
             lambda z: tight(of_rounds(1, 1), noise=z, split=0.8).events(),
@@ -181,12 +182,13 @@ def main() -> None:
             delta=DELTA,
             relation="replace_one",
         )
-        if best is None:
-            tuned = scores(x_ND, y_N, grid, s, seed=1, runs=TUNING)
-            best = min(grid, key=lambda point: float(tuned[point].mean()))
-        seed, runs = (3, MORE) if finals else (2, RUNS)
-        found = scores(x_ND, y_N, [best], s, seed=seed, runs=runs)[best].tolist()
-        kept[method, epsilon] = (best, finals + found)
+        points = grid
+        for seed, (runs, keep) in enumerate(((SCREENING, KEPT), (TUNING, 1)), start=1):
+            tuned = scores(x_ND, y_N, points, s, seed=seed, runs=runs)
+            points = sorted(points, key=lambda point: float(tuned[point].mean()))[:keep]
+        best = points[0]
+        found = scores(x_ND, y_N, [best], s, seed=3, runs=RUNS)[best].tolist()
+        kept[method, epsilon] = (best, found)
         line = {"method": method, "epsilon": epsilon, "delta": DELTA, "point": asdict(best)}
         with RUNS_FILE.open("a") as file:
             file.write(json.dumps({**line, "final_square_gradient": found}) + "\n")

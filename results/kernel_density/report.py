@@ -21,13 +21,15 @@ def report(known: Mapping[str, Found]) -> None:
     """Write tables.md and kernel_density.png."""
     runs = [(json.loads(name), found) for name, found in known.items()]
     text = ["# Tables", "", "Mean over seeds ± standard error; seeds in brackets where not 5.", ""]
-    text += classes(runs) + timing(runs)
+    text += classes(runs) + mixture(runs) + timing(runs)
     text += density(runs, "density", "epsilon", "Relative error over ε (n = 4000, replace one)")
     text += density(runs, "size", "n", "Relative error over n (ε = 1)", slope=True)
+    text += density(runs, "slope", "n", "The same with as many features as planned", slope=True)
     text += density(runs, "width", "width", "Relative error over d (Fashion-MNIST features, ε = 1)")
-    text += density(
-        runs, "baselines", "epsilon", "Few dimensions: relative error over ε (n = 4000)"
-    )
+    few = "Few dimensions: relative error over"
+    text += density(runs, "baselines", "epsilon", f"{few} ε (n = 4000)")
+    text += density(runs, "low", "n", f"{few} n (Fashion-MNIST features, ε = 1)", slope=True)
+    text += low_times(runs)
     text += query_times(runs)
     (HERE / "tables.md").write_text("\n".join(text).rstrip() + "\n")
     draw(runs)
@@ -50,10 +52,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def pick(runs: Any, kind: str, **values: Any) -> list[Found]:
-    """Return what was found at some points."""
-    return [
-        f for p, f in runs if p["kind"] == kind and all(p.get(k) == v for k, v in values.items())
-    ]
+    """Return what was found at some points; of a tuned baseline, at its chosen setting."""
+    settings: dict[Any, list[Found]] = {}
+    for p, f in runs:
+        if p["kind"] == kind and all(p.get(k) == v for k, v in values.items()):
+            settings.setdefault((p.get("degree"), p.get("iterations")), []).append(f)
+    return max(settings.values(), key=len) if settings else []
 
 
 def best(runs: Any, method: str, n: int, epsilon: float) -> tuple[list[Found], str]:
@@ -103,6 +107,28 @@ def classes(runs: Any) -> list[str]:
     return [*text, "## Without noise", "", *table(["rule", "n = 500", "n = 60,000"], rows)]
 
 
+def mixture(runs: Any) -> list[str]:
+    """Class means against DP-GD on the mixture."""
+    rows = []
+    for epsilon in sorted({p["epsilon"] for p, _ in runs if p["kind"] == "mixture"}):
+        means = pick(runs, "mixture", method="mean", epsilon=epsilon)
+        settings: dict[Any, list[Found]] = {}
+        for p, f in runs:
+            if p["kind"] == "mixture" and p["method"] == "dp-gd" and p["epsilon"] == epsilon:
+                settings.setdefault((p["lr"], p["steps"]), []).append(f)
+        (lr, steps), descent = max(settings.items(), key=lambda item: len(item[1]))
+        times = np.mean([f["seconds"] for f in descent]) / np.mean([f["seconds"] for f in means])
+        rows.append([f"{epsilon:g}",
+                     *(cell([f["accuracy"] for f in of]) for of in (means, descent)),
+                     f"η = {lr:g}, {steps} steps", cell([f["noiseless"] for f in means]),
+                     *(cell([f["seconds"] for f in of]) for of in (means, descent)),
+                     f"{times:.1f}"])  # fmt: skip
+    head = ["ε", "class means", "DP-GD", "its best of 12", "means without noise", "s", "s DP-GD",
+            "times faster"]  # fmt: skip
+    title = "Mixture like embeddings: n = 20,000, d = 128, ten classes"
+    return [f"## {title}", "", *table(head, rows)] if rows else []
+
+
 def timing(runs: Any) -> list[str]:
     """A million records."""
     found = pick(runs, "time")
@@ -134,7 +160,7 @@ def density(runs: Any, kind: str, over: str, title: str, slope: bool = False) ->
         if width:
             values["width"] = width
         cells = [pick(runs, kind, **values, **{over: c}) for c in columns]
-        row = [data, *([f"{width}"] if kind == "baselines" else []), method]
+        row = [data, *([f"{width}"] if kind in ("baselines", "low") else []), method]
         row += [cell([f["relative"] for f in found]) for found in cells]
         if slope:
             done = [
@@ -147,7 +173,12 @@ def density(runs: Any, kind: str, over: str, title: str, slope: bool = False) ->
         rows.append(row)
     if not rows:
         return []
-    head = ["data", *(["d"] if kind == "baselines" else []), "method", *(f"{c:g}" for c in columns)]
+    head = [
+        "data",
+        *(["d"] if kind in ("baselines", "low") else []),
+        "method",
+        *(f"{c:g}" for c in columns),
+    ]
     return [f"## {title}", "", *table(head + (["slope of RMSE"] if slope else []), rows)]
 
 
@@ -171,33 +202,115 @@ def query_times(runs: Any) -> list[str]:
     )
 
 
+def low_times(runs: Any) -> list[str]:
+    """Time over n in few dimensions."""
+    rows = []
+    sizes = sorted({p["n"] for p, _ in runs if p["kind"] == "low"})
+    for width in (2, 3):
+        for method in sorted({p["method"] for p, _ in runs if p["kind"] == "low"}):
+            found = [pick(runs, "low", width=width, method=method, n=n) for n in sizes]
+            if all(found):
+                rows.append([f"{width}", method,
+                             *(cell([f["query_us"] for f in of]) for of in found),
+                             *(cell([f["sum_s"] for f in of]) for of in found)])  # fmt: skip
+        found = [pick(runs, "low", width=width, method="lsq", n=n) for n in sizes]
+        if all(found):
+            brute = [cell([f["brute_us"] for f in of]) for of in found]
+            rows.append([f"{width}", "brute force", *brute, *("" for _ in sizes)])
+    head = ["d", "method", *(f"µs, n = {n}" for n in sizes), *(f"s to sum, {n}" for n in sizes)]
+    title = "Few dimensions: time of a query and of the sum over n (Fashion-MNIST features, ε = 1)"
+    return [f"## {title}", "", *table(head, rows)] if rows else []
+
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; each method has its marker too.
+LOOKS = {
+    "mean": ("#0072B2", "o"), "similarity": ("#56B4E9", "s"), "kernel": ("#009E73", "^"),
+    "dp-sgd": ("#D55E00", "D"), "dp-gd": ("#E69F00", "v"),
+    "gaussian, pairs, gaussian noise": ("#0072B2", "o"),
+    "gaussian, pairs, laplace noise": ("#56B4E9", "s"),
+    "gaussian, phases, laplace noise": ("#D55E00", "v"),
+    "l1 tree": ("#009E73", "^"), "l2 tree": ("#E69F00", "<"), "l2 squared": ("#CC79A7", "D"),
+    "laplace": ("#000000", "x"), "exponential": ("#7f7f7f", "+"),
+    "rational_l2_squared": ("#000000", "*"),
+    "planned": ("#CC79A7", "D"),
+    "lsq": ("#D55E00", "v"), "bernstein": ("#E69F00", "D"), "brute force": ("#000000", "x"),
+}  # fmt: skip
+NAMES = {
+    "planned": "Gaussian kernel, Laplace, all planned features",
+    "mean": "nearest class mean",
+    "similarity": "average similarity",
+    "kernel": "kernel",
+    "dp-sgd": "DP-SGD",
+    "dp-gd": "DP-GD (20 steps)",
+    "lsq": "LSQ",
+    "bernstein": "Bernstein",
+    "l1 tree": "L1 tree",
+    "l2 tree": "L2 tree",
+    "l2 squared": "L2 squared, moments",
+    "gaussian, pairs, gaussian noise": "Gaussian kernel, pairs, Gaussian noise",
+    "gaussian, pairs, laplace noise": "Gaussian kernel, pairs, Laplace noise",
+    "gaussian, phases, laplace noise": "Gaussian kernel, phases, Laplace noise",
+}
+DRAWN = [m for m in LOOKS if m not in ("planned", "laplace", "exponential", "rational_l2_squared")]
+
+
+def line(axes: Any, method: str, points: Sequence[tuple[float, float]]) -> None:
+    """Draw one method."""
+    colour, marker = LOOKS[method]
+    label = NAMES.get(method, method.replace("_", " "))
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=5, lw=1.4,
+                  label=label)  # fmt: skip
+
+
+def curve(axes: Any, runs: Any, kind: str, over: str, what: str, **values: Any) -> None:
+    """Draw all methods of a kind."""
+    columns = sorted({p[over] for p, _ in runs if p["kind"] == kind})
+    for method in DRAWN:
+        found = [(c, pick(runs, kind, method=method, **values, **{over: c})) for c in columns]
+        line(axes, method, [(c, float(np.mean([f[what] for f in of]))) for c, of in found if of])
+    axes.set(xscale="log", yscale="log")
+
+
 def draw(runs: Any) -> None:
-    """Draw accuracy over ε, and error over ε, n and d."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8))
+    """Draw accuracy over ε, error over ε, n and d, and time and error of the baselines."""
+    figure, axes = plt.subplots(2, 3, figsize=(15, 9))
+    (a, b, c), (d, e, f) = axes
     for method in METHODS:
         points = []
         for epsilon in sorted({p["epsilon"] for p, _ in runs if p["kind"] == "classes"}):
             found, _ = best(runs, method, 60000, epsilon)
             if found:
-                points.append((epsilon, np.mean([f["accuracy"] for f in found])))
-        if points:
-            left.plot(*zip(*points, strict=True), marker="o", label=method)
-    left.set(xscale="log", xlabel="ε", ylabel="accuracy", title="Fashion-MNIST features")
-    left.legend(fontsize=8)
-    for axes, kind, over, title in (
-        (middle, "density", "epsilon", "over ε"),
-        (right, "size", "n", "over n, ε = 1"),
-    ):
-        data = "fashion"
-        for method in sorted({p["method"] for p, _ in runs if p["kind"] == kind}):
-            points = []
-            for value in sorted({p[over] for p, _ in runs if p["kind"] == kind}):
-                found = pick(runs, kind, data=data, method=method, **{over: value})
-                if found:
-                    points.append((value, np.mean([f["relative"] for f in found])))
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", label=method)
-        axes.set(xscale="log", yscale="log", xlabel=over, ylabel="relative error", title=title)
-        axes.legend(fontsize=6)
+                points.append((epsilon, float(np.mean([of["accuracy"] for of in found]))))
+        line(a, method, points)
+    a.set(xscale="log", xlabel="ε", ylabel="accuracy", title="Classification, n = 60,000")
+    curve(b, runs, "density", "epsilon", "relative", data="fashion")
+    b.set(xlabel="ε", ylabel="relative error", title="Error over ε (n = 4,000, d = 288)")
+    curve(c, runs, "size", "n", "relative", data="fashion")
+    c.set(xlabel="n", ylabel="relative error", title="Error over n (ε = 1, d = 288)")
+    method = "gaussian, pairs, laplace noise"
+    sizes = sorted({p["n"] for p, _ in runs if p["kind"] == "slope"})
+    planned = [(n, pick(runs, "slope", data="fashion", method=method, n=n)) for n in sizes]
+    line(c, "planned", [(n, float(np.mean([g["relative"] for g in of]))) for n, of in planned])
+    n = np.array([500.0, 30000.0])
+    c.plot(n, 0.15 * (n / 500) ** -0.5, "k:", lw=1, label="slope -1/2")
+    curve(d, runs, "width", "width", "relative", data="fashion")
+    d.set(xlabel="d", ylabel="relative error", title="Error over d (ε = 1, n = 4,000)")
+    curve(e, runs, "low", "n", "query_us", width=3)
+    sizes = sorted({p["n"] for p, _ in runs if p["kind"] == "low"})
+    found = [(n, pick(runs, "low", method="lsq", width=3, n=n)) for n in sizes]
+    line(
+        e,
+        "brute force",
+        [(n, float(np.mean([g["brute_us"] for g in of]))) for n, of in found if of],
+    )
+    e.set(xlabel="n", ylabel="µs a query", title="Time of a query (ε = 1, d = 3)")
+    curve(f, runs, "baselines", "epsilon", "relative", data="fashion", width=3)
+    f.set(xlabel="ε", ylabel="relative error", title="Few dimensions (d = 3, n = 4,000)")
+    for one in axes.flat:
+        one.grid(alpha=0.25)
+        places: dict[Any, Any] = {a: (0.5, 0.3), d: (0.02, 0.495)}
+        one.legend(fontsize=7.5, loc=places.get(one, "best"))
+    figure.suptitle("Fashion-MNIST features, replace one record, δ = 1e-6, five seeds")
     figure.tight_layout()
-    figure.savefig(HERE / "kernel_density.png", dpi=110)
+    figure.savefig(HERE / "kernel_density.png", dpi=100)

@@ -46,8 +46,16 @@ RUNS = {
         *("strategy=tap", "strategy.levels=4", "strategy.shared_levels=1", "strategy.k=3"),
         "rounds=2",
     ],
+    "semipfl": [
+        *("rounds=2", "data.server_subjects=2", f"data.users={NODES}", "data.windows=60"),
+        *("data.subjects=4", "strategy.base_epochs=3", "strategy.mix_epochs=5", "devices=equal"),
+        "evaluation.every=1",
+    ],
 }
 """TAP without a mechanism: on devices, whose coins are the system's, no two runs are the same."""
+
+SCENARIO = {"semipfl": "semipfl_wearable"}
+"""Of those that are not of `quickstart`."""
 
 
 def nightly_but(names: Iterable[str], often: set[str]) -> list[ParameterSet]:
@@ -73,10 +81,11 @@ def test_a_run_ends_with_the_same_weights(
     deployment: LocalDeployment, name: str, tmp_path: Path
 ) -> None:
     words = [*RUNS[name], f"output.root={tmp_path}"]
-    here = compose("quickstart", [*words, "engine=in_process"])
+    scenario = SCENARIO.get(name, "quickstart")
+    here = compose(scenario, [*words, "engine=in_process"])
     local = Run(simulation=Simulation(here), folder=RunFolder.create(here))
     reports = list(local.start())
-    config = configure("quickstart", words, NODES)
+    config = configure(scenario, words, NODES)
     folder = RunFolder.create(config)
     started = time.monotonic()
     Sitting(config=config, folder=str(folder.path)).on(deployment.superlink, JsonLines())
@@ -86,6 +95,8 @@ def test_a_run_ends_with_the_same_weights(
         assert told["admitted"] == report.admitted
         assert told["train"] == report.train
         assert told["central"] == report.central
+        assert told["per_client"] == report.per_client
+        assert told["footprint"] == report.footprint
         assert not told["rejected"]
 
 

@@ -17,6 +17,7 @@ from fedsim.simulation import Simulation
 SMALL = [
     *("rounds=4", "partition.num_clients=8", "partition.holdout=0.25", "participation=full"),
     *("model.hidden=[8]", "evaluation.clients=cohort", "evaluation.central=false"),
+    *("client.batch_size=50", "client.lr=0.3"),
 ]
 ENGINES = ["engine=in_process", "engine=cohort", "engine.wire_check=true"]
 

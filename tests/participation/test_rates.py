@@ -19,6 +19,13 @@ def test_homogeneous_is_the_rate_and_costs_no_memory(population):
     assert rate_N.strides == (0,)
 
 
+def test_unequal_rates_by_hand(population):
+    p = Bernoulli(rates="unequal", min_rate=0.01, max_rate=0.16).client_rates(population(2))
+    assert np.allclose(sorted(p), [0.01 * 16**0.25, 0.01 * 16**0.75], atol=1e-15)  # 0.02, 0.08
+    others = {tuple(Bernoulli(rates="unequal").client_rates(population(5, s))) for s in range(9)}
+    assert len(others) > 1 and len({tuple(sorted(o)) for o in others}) == 1
+
+
 def test_label_correlated_rates_of_pure_clients_sum_to_rate_times_classes(population):
     # Client c holds class c alone: p_c = rate C kappa_c, and kappa sums to 1.
     pure = np.eye(10, dtype=int) * 7

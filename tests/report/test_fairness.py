@@ -1,7 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
 from fedsim.report.fairness import fairness, fairness_histogram
+from fedsim.report.html import render
+from fedsim.report.measures import best_round
+from fedsim.report.run_folder import RunData
 
 
 def test_worst_tenth_of_an_accuracy_is_the_lowest():
@@ -35,3 +40,31 @@ def test_the_histogram_names_mean_and_worst(values):
     spread = fairness("mse", np.array(values, np.float64))
     picture = fairness_histogram(spread)
     assert "mean:" in picture and "mean of the worst 10 %:" in picture
+
+
+def test_every_client_by_last_and_best_round_and_the_footprint(fake_run):
+    run = fake_run(clients=2, rounds=3)
+    per_round = {1: ([0.25, 0.5], 0.5), 2: ([0.75, 0.875], 0.8125), 3: ([0.625, 0.75], 0.6875)}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        own, _ = per_round[line["server_round"]]
+        columns = {"client-index": [0.0, 1.0], "accuracy": own, "weighted-f1": own[::-1]}
+        line["per_client"] = {**columns, "num-examples": [1.0, 1.0]}
+        taken = {"client-index": [1.0], "bytes-down": [2e6], "bytes-up": [1e6]}
+        taken |= {"flops": [3e9], "seconds": [0.5]}
+        line["footprint"] = {"train": taken if line["server_round"] > 1 else {}}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = RunData.read(run)
+    assert best_round("accuracy", data.rounds.evaluated).server_round == 2
+    assert best_round("loss", data.rounds.evaluated) is None
+    page = render(data)
+    for title in ("accuracy, last (round 3)", "weighted-f1, best (round 2)"):
+        assert title in page
+    mean, first, second = ["68.75 %", "81.25 %"], ["62.50 %", "75.00 %"], ["75.00 %", "87.50 %"]
+    for cells in (["mean", *mean, *mean], ["0", *first, *second], ["1", *second, *first]):
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    taken = data.rounds.footprint["train"]
+    assert taken.client_K.tolist() == [1] and taken.values["flops"].tolist() == [6e9]
+    row = ["received, MB", *["4"] * 5]
+    assert "".join(f"<td>{cell}</td>" for cell in row) in page
+    assert "<td>1</td><td>4</td><td>2</td><td>6</td><td>1</td>" in page

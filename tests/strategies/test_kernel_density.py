@@ -257,6 +257,9 @@ def test_every_similarity_has_its_summary() -> None:
     front = KernelDensity(project=8).plan(64, 1000)
     assert isinstance(front, Projected)
     assert front.inner.dimension == 8
+    kept = KernelDensity(distortion=0.2).plan(64, 1000)
+    assert isinstance(kept, Projected)
+    assert kept.inner.dimension == 50  # 2/η²
     # More budget, more features; a looser target, fewer.
     counts = [KernelDensity(plan_noise="laplace", plan_epsilon=e).plan(6, 10_000).size
               for e in (0.5, 1.0, 2.0)]  # fmt: skip
@@ -273,7 +276,7 @@ def test_every_similarity_has_its_summary() -> None:
         (["strategy.method=lsq", "strategy.similarity=l1"], "is for kernels"),
         (["strategy.method=lsq", "strategy.similarity=laplace"], "lsq is for similarity=gaussian"),
         (["strategy.method=lsq"], "use random features"),
-        (["strategy.similarity=laplace", "strategy.project=4"], "keeps L2 distances"),
+        (["strategy.similarity=laplace", "strategy.project=4"], "keep L2 distances"),
         (["data=diabetes", "strategy.classify=true"], "has no classes"),
         (["data=zipf"], "similarity is of vectors"),
         (["strategy.rule=mean", "strategy.classify=true"], "use rule=similarity"),

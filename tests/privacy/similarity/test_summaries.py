@@ -18,6 +18,7 @@ from privacy.similarity.gaussian_process import GaussianProcess
 from privacy.similarity.kinds import KINDS, from_json
 from privacy.similarity.lsq import LSQ
 from privacy.similarity.noise import Noise
+from privacy.similarity.random_features import RandomFeatures
 from privacy.similarity.tree import Tree
 from tests.privacy.similarity._all import ALL, noiseless, queries, records
 
@@ -138,6 +139,37 @@ def test_errors_are_those_of_the_noise(summary: Summary) -> None:
         low = 0.8
     assert ratio.min() > low, ratio
     assert ratio.max() < high, ratio
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        *(LSQ(dimension=d, bandwidth=0.3, order=order) for d, order in ((1, 3), (2, 4), (3, 5))),
+        Bernstein(dimension=1, bandwidth=0.5, degree=12, iterations=3),
+        Bernstein(dimension=2, kernel="laplace", degree=6, iterations=2),
+    ],
+)
+def test_without_noise_baselines_err_by_their_bound_at_most(summary: Summary) -> None:
+    x, y = records(summary, 50), queries(summary, 40)
+    for rows in (x, x[:1].expand(50, -1)):  # scattered, or all at one place: the worst case
+        error = (noiseless(summary, rows, y) - summary.exact(rows, y)).abs()
+        bound = summary.apart(summary.prepare(real(summary.sums(rows)), 50), y, 0.0)
+        assert (error <= bound * 1.02 + 1e-6).all()
+    assert float(bound.max()) < 45  # of 50: it says something
+    assert float((error / bound).max()) > 0.02
+
+
+def test_classes_of_features_state_the_features_error() -> None:
+    """That of each class is what its own records' sum alone would state."""
+    inner = RandomFeatures(dimension=2, count=40, bandwidth=0.5)
+    summary = PerClass(dimension=3, inner=inner, classes=3)
+    x, y = records(summary, 60), queries(summary, 7)
+    _, found = summary.errors(summary.prepare(real(summary.sums(x)), 60), y, 0.0)
+    for c in range(3):
+        own = x[x[:, -1] == c, :-1]
+        alone = inner.apart(inner.prepare(real(inner.sums(own)), len(own)), y, 0.0) / len(own)
+        assert torch.allclose(found[:, c], alone, atol=1e-9)
+    assert float(found.min()) > 0
 
 
 def test_laplace_noise_has_its_law() -> None:
