@@ -86,18 +86,19 @@ def dataset_of(
         raise DataError(f"data: data set '{name}' has no users")
     if item_N.min() < 0 or int(item_N.max()) >> bits:
         raise DataError(f"data: data set '{name}' has items outside [0, 2^{bits})")
-    items, at_N, counts = np.unique(item_N, return_inverse=True, return_counts=True)
+    items, counts = np.unique(item_N, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shown = min(_TOP, len(items))
-    rank = np.full(len(items), shown, np.int64)
-    rank[order[:shown]] = np.arange(shown)
+    class_N = np.full(len(item_N), shown, np.int64)
+    for rank, item in enumerate(items[order[:shown]]):
+        class_N[item_N == item] = rank
     said = tuple(names[int(item)] for item in items) if names else ()
     top = [names[int(i)] if names else str(i) for i in items[order[:shown]]]
     return Dataset(
         name=name,
         task="items",
         train_x=torch.from_numpy(item_N),
-        train_y=torch.from_numpy(rank[at_N]),
+        train_y=torch.from_numpy(class_N),
         test_x=torch.from_numpy(items),
         test_y=torch.from_numpy(counts.astype(np.float64)),
         num_outputs=shown + 1,

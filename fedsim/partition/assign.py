@@ -26,7 +26,9 @@ def by_owner(owner_M: np.ndarray, num_clients: int, rng: np.random.Generator) ->
     """
     shuffled = rng.permutation(np.flatnonzero(owner_M >= 0))
     owner = owner_M[shuffled]
-    order = shuffled[np.argsort(owner, kind="stable")]
+    # Small numbers are sorted by their digits, an order of magnitude faster; the order is the same.
+    small = owner.astype(np.min_scalar_type(num_clients))
+    order = shuffled[np.argsort(small, kind="stable")]
     return ArrayPartition(order, offsets(np.bincount(owner, minlength=num_clients)))
 
 

@@ -20,6 +20,8 @@ from fedsim import seeds
 from privacy.normal import system as system_noise
 
 _AT_ONCE = 2**20
+_BLOCK = 2**16
+"""Bytes at once: they stay in a core's cache."""
 
 
 class Coins(Protocol):
@@ -73,13 +75,17 @@ def flips(coins: Coins, size: int | tuple[int, ...], chance: float) -> np.ndarra
         [True, True, True]
     """
     shape = (size,) if isinstance(size, int) else size
-    digit, rest = divmod(256 * chance, 1.0)
-    drawn = _bytes(coins, math.prod(shape))
-    heads, undecided = drawn < digit, np.flatnonzero(drawn == digit)
+    rest, digit = math.modf(256 * chance)
+    heads, open_parts = np.empty(math.prod(shape), bool), [np.empty(0, np.int64)]
+    for start in range(0, len(heads), _BLOCK):
+        drawn = _bytes(coins, min(_BLOCK, len(heads) - start))
+        np.less(drawn, int(digit), out=heads[start : start + len(drawn)])
+        open_parts.append(start + np.flatnonzero(drawn == int(digit)))
+    undecided = np.concatenate(open_parts)
     while rest and len(undecided):
-        digit, rest = divmod(256 * rest, 1.0)
+        rest, digit = math.modf(256 * rest)
         drawn = _bytes(coins, len(undecided))
-        heads[undecided], undecided = drawn < digit, undecided[drawn == digit]
+        heads[undecided], undecided = drawn < int(digit), undecided[drawn == int(digit)]
     return heads.reshape(shape)
 
 

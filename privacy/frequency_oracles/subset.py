@@ -27,7 +27,7 @@ from privacy.frequency_oracles.base import OUT, Oracle, bits_of
 from privacy.frequency_oracles.coins import Coins, flips
 
 _BLOCK = 2**21
-_SLOWER = 4
+_SLOWER = 8
 """A binomial takes so many times as long as one of a report's symbols."""
 
 
@@ -72,7 +72,7 @@ class Subset(Oracle):
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         held, symbols = self.histogram(values), self.size + 1
-        if len(values) < _SLOWER * symbols * (self.omega + 1):
+        if len(values) < _SLOWER * symbols**2:
             return super().total(values, coins)
         taken = coins.binomial(held, self.p)
         # left[v, r]: users of value v who have r symbols to choose still, of those to come.

@@ -232,7 +232,7 @@ def curves(found: Found, cases: list[tuple[str, int]], file: str) -> None:
     """Draw F1 and NCR over epsilon, with bands of one standard deviation."""
     if not cases:
         return
-    colours = (figures.GREY, figures.SKY, figures.BLUE, figures.VERMILLION, figures.BLACK,
+    colours = ("#777777", figures.SKY, figures.BLUE, figures.VERMILLION, figures.BLACK,
                figures.GREEN, figures.PURPLE)  # fmt: skip
     with figures.style():
         figure = Figure(figsize=(3.1 * len(cases) + 0.6, 6.2), layout="constrained")
@@ -248,7 +248,11 @@ def curves(found: Found, cases: list[tuple[str, int]], file: str) -> None:
                     x = [e for e, _ in line]
                     mean = np.array([np.mean(v) for _, v in line])
                     std = np.array([np.std(v) for _, v in line])
-                    at.plot(x, mean, color=colour, marker=marker, label=method, linewidth=1.4)
+                    # GTF is often as good as PEM: it is drawn over it.
+                    over = {"linestyle": "--", "zorder": 4} if method == "gtf" else {}
+                    at.plot(
+                        x, mean, color=colour, marker=marker, label=method, linewidth=1.4, **over
+                    )
                     at.fill_between(x, mean - std, mean + std, color=colour, alpha=0.13, lw=0)
                 at.set_title(f"{data}, k = {k}" if row == 0 else "")
                 at.set_xlabel("ε" if row else "")

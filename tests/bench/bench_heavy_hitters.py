@@ -2,10 +2,10 @@
 
 scale     10^7 users in 50 parties, 48-bit items, 24 levels, from the call to load the data to
           the scores of the release, in one process; seconds and peak memory
-oracles   one report of each user and the estimate of all frequencies, CPU-seconds: k-RR, OUE and
-          OLH, on the same domain, epsilon and users as pure-ldp and multi-freq-ldpy (whose
-          non-negative post-processing is left out); and whether the estimates have one law:
-          the mean squared error of all, over its formula, is 1 for each
+oracles   one report of each user and the estimate of all frequencies, CPU-seconds: all oracles
+          that the packages have, on the same domain, epsilon and users as pure-ldp and
+          multi-freq-ldpy (whose non-negative post-processing is left out); and whether the
+          estimates have one law: the mean squared error of all, over its formula, is 1 for each
 
 python tests/bench/bench_heavy_hitters.py scale [method]
 python tests/bench/bench_heavy_hitters.py oracles      # pip install pure-ldp multi-freq-ldpy
@@ -82,6 +82,10 @@ def ours(name: str, *, summed: bool = False) -> Estimate:
 def pure_ldp(name: str) -> Estimate:
     """The package pure-ldp."""
     from pure_ldp.frequency_oracles.direct_encoding import DEClient, DEServer
+    from pure_ldp.frequency_oracles.hadamard_response import (
+        HadamardResponseClient,
+        HadamardResponseServer,
+    )
     from pure_ldp.frequency_oracles.local_hashing import LHClient, LHServer
     from pure_ldp.frequency_oracles.unary_encoding import UEClient, UEServer
 
@@ -90,6 +94,11 @@ def pure_ldp(name: str) -> Estimate:
         client, server = {
             "krr": lambda: (DEClient(**same), DEServer(**same)),
             "oue": lambda: (UEClient(**same, use_oue=True), UEServer(**same, use_oue=True)),
+            "sue": lambda: (UEClient(**same, use_oue=False), UEServer(**same, use_oue=False)),
+            "hadamard": lambda: (
+                HadamardResponseClient(**same, hash_funcs=None),
+                HadamardResponseServer(**same),
+            ),
             "olh": lambda: (LHClient(**same, use_olh=True), LHServer(**same, use_olh=True)),
         }[name]()
         for value in values.tolist():
@@ -103,6 +112,7 @@ def pure_ldp(name: str) -> Estimate:
 def multi_freq(name: str) -> Estimate:
     """The package multi-freq-ldpy; its reports, and the unbiased estimate."""
     from multi_freq_ldpy.pure_frequency_oracles.GRR import GRR_Client
+    from multi_freq_ldpy.pure_frequency_oracles.SS import SS_Client
     from multi_freq_ldpy.pure_frequency_oracles.UE import UE_Client
 
     e = math.exp(EPSILON)
@@ -112,9 +122,16 @@ def multi_freq(name: str) -> Estimate:
             reports = [GRR_Client(v, DOMAIN, EPSILON) for v in values.tolist()]
             counts = np.bincount(reports, minlength=DOMAIN)
             p, q = e / (e + DOMAIN - 1), 1 / (e + DOMAIN - 1)
+        elif name == "subset":
+            sets = [SS_Client(v, DOMAIN, EPSILON) for v in values.tolist()]
+            counts, w = np.bincount(np.concatenate(sets), minlength=DOMAIN), len(sets[0])
+            p = w * e / (w * e + DOMAIN - w)
+            q = (p * (w - 1) + (1 - p) * w) / (DOMAIN - 1)
         else:
-            counts = np.sum([UE_Client(v, DOMAIN, EPSILON) for v in values.tolist()], axis=0)
-            p, q = 0.5, 1 / (e + 1)
+            own, best = values.tolist(), name == "oue"
+            counts = np.sum([UE_Client(v, DOMAIN, EPSILON, best) for v in own], axis=0)
+            half = math.exp(EPSILON / 2)
+            p, q = (0.5, 1 / (e + 1)) if best else (half / (half + 1), 1 / (half + 1))
         found: np.ndarray = (counts[: DOMAIN - 1] / len(values) - q) / (p - q)
         return found
 
@@ -140,15 +157,18 @@ def oracles() -> list[dict[str, object]]:
     for name, others in {
         "krr": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq},
         "oue": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq},
+        "sue": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq},
+        "subset": {"multi-freq-ldpy": multi_freq},
+        "hadamard": {"pure-ldp": pure_ldp},
         "olh": {"pure-ldp": pure_ldp},
     }.items():
         made = {"ours": ours(name), **{package: make(name) for package, make in others.items()}}
-        if name != "olh":
+        if name not in ("olh", "hadamard"):  # where it is the same
             made["ours, summed"] = ours(name, summed=True)
         base = 0.0
         for who, estimate in made.items():
             estimate(values[:100])  # numba compiles
-            started, times = time.process_time(), 3 if who.startswith("ours") else 1
+            started, times = time.process_time(), 20 if who.startswith("ours") else 1
             for _ in range(times):
                 estimate(values)
             seconds = (time.process_time() - started) / times

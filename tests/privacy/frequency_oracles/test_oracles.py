@@ -3,14 +3,14 @@
 A new oracle is in `ORACLES` and inherits all of this.
 """
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from fedsim.errors import ConfigError
-from privacy.frequency_oracles import ORACLES, choose, worst_ratio
-from privacy.frequency_oracles import coins as coins_of
+from privacy.frequency_oracles import ORACLES, choose, subset, worst_ratio
 from privacy.frequency_oracles.coins import flips, keyed, system
 
 EPSILONS = (0.1, 1.0, 3.0, 8.0)
@@ -50,8 +50,9 @@ CANDIDATES = np.random.default_rng(1).permutation(32)
 
 
 @each
-def test_unbiased_with_the_variance_that_is_said(name):
+def test_unbiased_with_the_variance_that_is_said(name, monkeypatch):
     """200 sums of 4,000 reports, a fifth of them out of the domain of 32."""
+    monkeypatch.setattr(subset, "_SLOWER", 0)  # the sum is drawn by symbols, as for many users
     oracle = ORACLES[name](1.0, CANDIDATES)
     n, runs = len(VALUES), 200
     estimates = np.array(
@@ -82,8 +83,9 @@ def test_reports_one_by_one_have_the_exact_law(name, coins):
 
 
 @each
-def test_the_sum_is_that_of_single_reports(name):
+def test_the_sum_is_that_of_single_reports(name, monkeypatch):
     """`total` may take a shortcut; two samples of 500 sums, by means, spread, correlations."""
+    monkeypatch.setattr(subset, "_SLOWER", 0)
     oracle = ORACLES[name](1.0, np.arange(4))
     values = np.array([0] * 20 + [2] * 10 + [9] * 10)
     long = np.array(
@@ -152,32 +154,54 @@ def test_a_mechanism_that_drops_out_of_domain_users_fails_the_audit():
     assert worst_ratio(law) == math.inf
 
 
-class Listed:
-    """Coins whose words are given, one call after the other."""
+class Scripted:
+    """Coins of which all words of a length come, once each."""
 
-    def __init__(self, *calls):
-        self.calls = iter(calls)
+    def __init__(self, *bytes_of_draws):
+        self.draws = list(bytes_of_draws)
 
     def words(self, size):
-        found = next(self.calls).view(np.uint64)
-        assert len(found) == size
-        return found
+        drawn = self.draws.pop(0)
+        assert len(drawn) == size * 8
+        return drawn.view(np.uint64)
 
 
-@pytest.mark.parametrize("count", [0, 1, 255, 256, 30_000, 65_535, 65_536])
-def test_a_flip_has_its_chance_exactly(count):
-    """Over all pairs of bytes, `count` of 65,536 are heads."""
-    first, heads = np.arange(256, dtype=np.uint8), 0
-    for byte in range(256):
-        second = np.full(8, byte, np.uint8)
-        heads += flips(Listed(first, second), 256, count / 65_536).sum()
-    assert heads == count
+def test_a_flip_has_its_probability_to_the_last_digit():
+    """chance = (77 + 3/256)/256: of 65,536 pairs of bytes, 77 * 256 + 3 are heads."""
+    first = np.repeat(np.arange(256, dtype=np.uint8), 256)
+    heads = flips(Scripted(first, np.arange(256, dtype=np.uint8)), 2**16, (77 + 3 / 256) / 256)
+    assert heads.sum() == 77 * 256 + 3
+    assert flips(keyed(0, 0, 0, "t"), 1000, 1.0).all()
+    assert not flips(keyed(0, 0, 0, "t"), 1000, 0.0).any()
+    # Far below the 2**-53 of a uniform number: seven bytes of 0 go before the one that decides.
+    zeros = [np.zeros(8, np.uint8)] * 7
+    last = np.array([0, 4, 5, 6, 255, 255, 255, 255], np.uint8)
+    heads = flips(Scripted(*zeros, last), 8, 5 * 2.0**-64)
+    assert heads.tolist() == [True, True, *[False] * 6]
 
 
-def test_whole_numbers_of_the_system_come_equally_often():
-    """Words beyond the last full run of remainders are drawn again."""
-    last = 2**64 - 1 - 2**64 % 7
-    drawer = coins_of._System()
-    words = iter([np.array([last, last + 1, 9], np.uint64), np.array([12], np.uint64)])
-    drawer.words = lambda size: next(words)
-    assert drawer.below(3, 7).tolist() == [last % 7, 5, 2]
+@pytest.mark.parametrize("name", [name for name in ORACLES if name != "olh"])
+def test_the_audit_holds_where_a_uniform_number_is_too_coarse(name):
+    """At epsilon 40; of OLH, the e^20 hash values cannot be enumerated."""
+    ratio = worst_ratio(ORACLES[name](40.0, np.arange(4)).pmf())
+    assert ratio == pytest.approx(math.exp(40.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("coins", [lambda: keyed(3, 0, 0, "t"), system], ids=["keyed", "system"])
+def test_whole_numbers_are_uniform(coins):
+    drawn = coins().below(30_000, 3)
+    assert (np.abs(np.bincount(drawn, minlength=3) - 10_000) < 450).all()
+
+
+@pytest.mark.parametrize("value", [2, 9], ids=["a candidate", "out of the domain"])
+def test_sets_have_the_exact_law(value):
+    """Sets of 3 of 7 symbols, each beside its enumerated probability."""
+    oracle, n = ORACLES["subset"](0.3, np.arange(6)), 40_000
+    assert oracle.omega == 3
+    reports = np.sort(oracle.reports(np.full(n, value), keyed(0, 0, 0, "t")), axis=1)
+    assert (np.diff(reports, axis=1) > 0).all()
+    sets = list(itertools.combinations(range(7), 3))
+    codes = reports @ np.array([49, 7, 1])
+    counts = np.array([(codes == np.array(one) @ np.array([49, 7, 1])).sum() for one in sets])
+    law = oracle.pmf()[min(value, 6), :-1]
+    assert (np.abs(counts / n - law) < 4.5 * np.sqrt(law / n)).all()
