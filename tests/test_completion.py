@@ -50,7 +50,8 @@ def test_what_is_offered() -> None:
     assert words("scenario=quick", []) == ["scenario=quickstart"]
     assert words("strategy=feda", [*QUICK]) == [
         *("strategy=fedadagrad", "strategy=fedadam", "strategy=fedau"),
-        *("strategy=fedau_paper", "strategy=fedavg", "strategy=fedavgm"),
+        *("strategy=fedau_paper", "strategy=fedavg", "strategy=fedavg_autoencoder"),
+        "strategy=fedavgm",
     ]
     assert words("evaluation.cl") == [f"evaluation.clients={c}" for c in ("none", "cohort", "all")]
     assert words("rou") == ["rounds=200"], "a number is offered as the scenario has it"

@@ -76,7 +76,7 @@ def weights(folder: Path) -> str:
     return sha256(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in tensors))
 
 
-@pytest.mark.parametrize("name", nightly_but(RUNS, {"fedavg", "diff2", "kernel_density", "tap"}))
+@pytest.mark.parametrize("name", nightly_but(RUNS, {"fedavg", "diff2", "tap"}))
 def test_a_run_ends_with_the_same_weights(
     deployment: LocalDeployment, name: str, tmp_path: Path
 ) -> None:
