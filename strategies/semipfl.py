@@ -29,37 +29,30 @@ the released code: one classifier for all users, scalers per split, and its F1 o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.client.half import ClientHalf
 from fedsim.client_table import ClientTable
-from fedsim.errors import ConfigError, ResumeError
-from fedsim.hypernetwork import Hypernetwork
+from fedsim.errors import ConfigError
 from fedsim.parts import Range
-from fedsim.records import Params, PayloadOf, Replies, stack
+from fedsim.records import Chunk, Params, PayloadOf
 from fedsim.stacked_fit import Optimiser
-from fedsim.strategy import FedsimStrategy, Round, State
+from fedsim.strategy import Round, State
 from strategies.coded import BASE, BaseFit, CodingUsers, autoencoder_of, coded, server_data_of
+from strategies.hypernetworked import Hypernetworked
 
-HYPER, TABLE = "hyper/", "returned/"
+TABLE = "returned/"
 
 
 @dataclass(kw_only=True)
-class SemiPFL(FedsimStrategy):
+class SemiPFL(Hypernetworked):
     """A hypernetwork makes users' autoencoders; base models of the server's data are mixed on them.
 
     Attributes:
-        embedding: Numbers of an embedding; null: int(1 + users/4).
-        width, depth: Units of the hypernetwork's hidden layers, and how many follow the first.
-        hyper_init: Where its outputs begin: at the `model`'s own first values, or by PyTorch's
-            `default`.
-        hyper_lr, clip_norm: Of its step.
         optimiser: Of the users' autoencoders.
         keep: Share of each source's samples that is kept, those of the least error.
         keep_by: Whether that share is of each `source`, or of each `class` of a source: those of
@@ -73,12 +66,6 @@ class SemiPFL(FedsimStrategy):
             paper and of its code refuse another than theirs, which is a matter of the model.
     """
 
-    embedding: Annotated[int, Range(ge=1)] | None = None
-    width: Annotated[int, Range(ge=1)] = 100
-    depth: Annotated[int, Range(ge=0)] = 3
-    hyper_init: Literal["model", "default"] = "model"
-    hyper_lr: Annotated[float, Range(gt=0)] = 1e-3
-    clip_norm: Annotated[float, Range(gt=0)] = 50.0
     optimiser: Optimiser = "adam"
     keep: Annotated[float, Range(gt=0, le=1)] = 0.7
     keep_by: Literal["source", "class"] = "class"
@@ -91,48 +78,16 @@ class SemiPFL(FedsimStrategy):
     mix_lr: Annotated[float, Range(gt=0)] = 0.05
     output: Literal["linear", "tanh"] | None = None
 
-    sends_model: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._hyper = Hypernetwork(
-            width=self.width,
-            depth=self.depth,
-            size=self.embedding,
-            from_model=self.hyper_init == "model",
-        )
         self._returned = ClientTable()
-        self._made: tuple[np.ndarray, Params] = (np.arange(0), {})
 
     @property
     def client_half(self) -> ClientHalf:
         return CodingUsers(self.optimiser, self.mix, self.mix_epochs, self.mix_lr)
 
-    @property
-    def expected_arrays(self) -> Mapping[str, Tensor]:
-        return autoencoder_of(self._round.params)
-
-    def client_payload(self, context: Round) -> Params:
-        self._fit(context)
-        self._made = (context.asked, self._hyper(context.asked))
-        return self._made[1]
-
-    def aggregate(self, context: Round, replies: Replies) -> Params:
-        chunk = stack(replies)
-        if chunk is None or not len(chunk):
-            return context.params
-        self._fit(context)
-        asked, sent = self._made
-        rows = torch.from_numpy(np.searchsorted(asked, chunk.client_index))
-        self._hyper.step(
-            chunk.client_index,
-            {name: tensor[rows.to(tensor.device)] for name, tensor in sent.items()},
-            chunk.arrays,
-            lr=self.hyper_lr,
-            clip_norm=self.clip_norm,
-        )
-        self._returned.put(chunk.client_index, chunk.arrays)
-        return {**context.params, **self._hyper.mean()}
+    def made_of(self, params: Params) -> Params:
+        return autoencoder_of(params)
 
     def evaluation_payload(self, context: Round) -> PayloadOf:
         self._fit(context)
@@ -148,17 +103,12 @@ class SemiPFL(FedsimStrategy):
         return rows
 
     def state_dict(self) -> State:
-        return {**self._hyper.state_dict(HYPER), **self._returned.state_dict(TABLE)}
+        return {**super().state_dict(), **self._returned.state_dict(TABLE)}
 
     def load_state_dict(self, state: State) -> None:
-        odd = [key for key in state if not key.startswith((HYPER, TABLE))]
-        if odd:
-            raise ResumeError(
-                f"the checkpoint holds strategy state {sorted(odd)[:8]}, which is not SemiPFL's; "
-                "was the strategy changed?"
-            )
-        self._hyper.load_state_dict(state, HYPER)
-        self._returned.load_state_dict(state, TABLE)
+        table = {key: value for key, value in state.items() if key.startswith(TABLE)}
+        super().load_state_dict({key: v for key, v in state.items() if key not in table})
+        self._returned.load_state_dict(table, TABLE)
 
     def _fit(self, context: Round) -> None:
         """Make the hypernetwork, or room for users who have joined.
@@ -168,10 +118,12 @@ class SemiPFL(FedsimStrategy):
         """
         server_data_of(self)
         self._check_output()
-        like = autoencoder_of(context.params)
-        seed = 0 if self.federation is None else self.federation.seed
-        self._hyper.fit(like, context.num_clients, seed)
-        self._returned.fit(like, context.num_clients)
+        super()._fit(context)
+        self._returned.fit(self.made_of(context.params), context.num_clients)
+
+    def _learn(self, chunk: Chunk) -> None:
+        super()._learn(chunk)
+        self._returned.put(chunk.client_index, chunk.arrays)
 
     def _check_output(self) -> None:
         model = None if self.federation is None else self.federation.model
