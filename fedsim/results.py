@@ -50,6 +50,9 @@ STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 SMOKE = "--smoke"
 """The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
 
+MOST_DIFF, MOST_UNTRACKED = 100_000, 200
+"""How much `env.json` holds of changes that are not committed: characters, and names of files."""
+
 _METRICS = ("train", "clients", "central", "diagnostics")
 PACKAGES = (
     "flwr",
@@ -355,18 +358,37 @@ def environment(device: torch.device, seed: int, command: Sequence[str]) -> dict
     }
 
 
-def _git() -> dict[str, str | bool]:
-    """Return the commit of fedsim's own checkout and whether it has changes, if it is one."""
+def _git(home: Path = Path(__file__).parent) -> dict[str, Any]:
+    """Return the commit of fedsim's own checkout and what is changed since, if it is one.
+
+    Where there are changes, `diff` is their text, cut after `MOST_DIFF` characters, which
+    `diff_cut` then says with the number left out. Of files that git does not follow, `untracked`
+    has the names alone, `MOST_UNTRACKED` at most, and `untracked_cut` how many more there are.
+    """
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-        return answer.stdout.strip()
+        command = ["git", "-C", str(home), *words]
+        answer = subprocess.run(command, capture_output=True, timeout=10, check=True)  # noqa: S603
+        return answer.stdout.decode(errors="replace")
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+        found: dict[str, Any] = {
+            "commit": ask("rev-parse", "HEAD").strip(),
+            "changed": bool(ask("status", "--porcelain").strip()),
+        }
+        if not found["changed"]:
+            return found
+        diff = ask("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
+        names = ask("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
     except (OSError, subprocess.SubprocessError):
         return {}
+    untracked = names.split("\0")[:-1]
+    found |= {"diff": diff[:MOST_DIFF], "untracked": untracked[:MOST_UNTRACKED]}
+    if len(diff) > MOST_DIFF:
+        found["diff_cut"] = f"{len(diff) - MOST_DIFF} more characters are left out"
+    if len(untracked) > MOST_UNTRACKED:
+        found["untracked_cut"] = f"{len(untracked) - MOST_UNTRACKED} more files are left out"
+    return found
 
 
 def command_line() -> list[str]:
