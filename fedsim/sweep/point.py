@@ -38,6 +38,7 @@ class Job:
         hash: That its configuration must have.
         run: Its folder; gone on with if something has run in it.
         stop: While this file is there, the run stops after its round, with a checkpoint.
+        prune: Another one, of this point alone; empty if nothing may stop it alone.
     """
 
     scenario: str
@@ -45,6 +46,7 @@ class Job:
     hash: str
     run: str
     stop: str
+    prune: str = ""
 
     def to_json(self) -> str:
         """Return one line that `from_json` reads."""
@@ -88,14 +90,19 @@ def _run(job: Job) -> tuple[int, str]:
         raise ResumeError(f"scenario {job.scenario} was changed while the sweep went on")
     # What `env.json` is to hold: the command that repeats this run alone.
     sys.argv = ["fedsim", "run", f"scenario={job.scenario}", *job.overrides]
-    run, stop = Path(job.run), Path(job.stop)
+    run = Path(job.run)
+    stops = [Path(name) for name in (job.stop, job.prune) if name]
+
+    def asked() -> bool:
+        return any(stop.exists() for stop in stops)
+
     there = all((run / name).is_file() for name in (CONFIG, OVERRIDES))
     if there and RunFolder.open(run).config().hash != job.hash:
         raise ResumeError(f"{run} is a run of another configuration; remove it to run this again")
     with closing(Simulation(config)) as simulation:
         simulation.loop  # noqa: B018  build and check everything before a folder is made
         folder = RunFolder.open(run) if there else RunFolder.create(config, at=run)
-        drive(Run(simulation=simulation, folder=folder, stop=stop.exists), _Silent(), resume=there)
+        drive(Run(simulation=simulation, folder=folder, stop=asked), _Silent(), resume=there)
     status = str(read_json(run / SUMMARY).get("status"))
     code = {"finished": 0, "interrupted": INTERRUPTED}.get(status, BudgetError.exit_code)
     return code, status if code else ""
