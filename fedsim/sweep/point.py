@@ -25,6 +25,7 @@ from fedsim.results import CONFIG, OVERRIDES, SUMMARY, RunFolder
 from fedsim.rounds import RoundReport
 from fedsim.simulation import Simulation
 from fedsim.sweep.outcome import read_json
+from fedsim.sweep.pruning import Rule
 
 INTERRUPTED = 130
 
@@ -38,7 +39,7 @@ class Job:
         hash: That its configuration must have.
         run: Its folder; gone on with if something has run in it.
         stop: While this file is there, the run stops after its round, with a checkpoint.
-        prune: Another one, of this point alone; empty if nothing may stop it alone.
+        rule: By which it stops itself, too, as a `pruning.Rule`; empty for none.
     """
 
     scenario: str
@@ -46,7 +47,7 @@ class Job:
     hash: str
     run: str
     stop: str
-    prune: str = ""
+    rule: str = ""
 
     def to_json(self) -> str:
         """Return one line that `from_json` reads."""
@@ -90,11 +91,11 @@ def _run(job: Job) -> tuple[int, str]:
         raise ResumeError(f"scenario {job.scenario} was changed while the sweep went on")
     # What `env.json` is to hold: the command that repeats this run alone.
     sys.argv = ["fedsim", "run", f"scenario={job.scenario}", *job.overrides]
-    run = Path(job.run)
-    stops = [Path(name) for name in (job.stop, job.prune) if name]
+    run, stop = Path(job.run), Path(job.stop)
+    rule = Rule.from_json(job.rule) if job.rule else None
 
     def asked() -> bool:
-        return any(stop.exists() for stop in stops)
+        return stop.exists() or (rule is not None and rule.stops(run))
 
     there = all((run / name).is_file() for name in (CONFIG, OVERRIDES))
     if there and RunFolder.open(run).config().hash != job.hash:

@@ -13,6 +13,9 @@ all others.
 
 Only finished runs stop others, so for each run that is stopped the results hold one that beat it.
 
+Each run looks at its own file after every round, and at `finished.json`, where the search keeps
+the curves of the finished runs; so with one run at once, nothing depends on how fast anything is.
+
 What may be lost: it is a heuristic. A run that learns slowly and would have overtaken at the end is
 stopped if it is behind, at no smaller epsilon, at any round after the warm-up; so is one whose
 measurement at that round was unlucky. The longer the warm-up, the less of that. Without pruning
@@ -24,10 +27,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fedsim.files import write_atomic
 from fedsim.report.measures import headline_name, lower_is_better
+from fedsim.sweep.outcome import Epsilon, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +65,78 @@ class Curve:
 
     number: int
     at: dict[int, tuple[float, float]] = field(default_factory=dict)
-    kind: object = None
+    kind: str | None = None
     name: str = ""
 
 
-def read_curve(run: Path, number: int, goal: Goal, kind: object) -> Curve:
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a run needs to know to stop itself.
+
+    Attributes:
+        finished: The file of the finished runs' curves.
+        mark: What it writes, with the reason, before it stops.
+        number: Of its point.
+        warmup: Rounds before which it does not stop.
+        rounds: Of the run; at its end it need not stop.
+        goal: What is compared.
+    """
+
+    finished: Path
+    mark: Path
+    number: int
+    warmup: int
+    rounds: int
+    goal: Goal
+
+    def to_json(self) -> str:
+        """Return what `from_json` reads."""
+        return json.dumps({**asdict(self), "finished": str(self.finished), "mark": str(self.mark)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Rule:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        paths = {name: Path(values[name]) for name in ("finished", "mark")}
+        return cls(**{**values, **paths, "goal": Goal(**values["goal"])})
+
+    def stops(self, run: Path) -> bool:
+        """Whether a run is to stop now; the reason is on the disk then."""
+        if self.mark.exists():
+            return True
+        watch = Watch(run)
+        watch.poll()
+        if watch.server_round is None or not self.warmup <= watch.server_round < self.rounds:
+            return False
+        kind = kind_of(watch.epsilon)
+        curve = read_curve(run, self.number, self.goal, kind)
+        found = beaten(curve, read_finished(self.finished), self.warmup)
+        if found is not None:
+            write_atomic(self.mark, why(curve, *found, self.goal).encode())
+        return found is not None
+
+
+def kind_of(epsilon: Epsilon | None) -> str | None:
+    """Return what an epsilon promises, as one word to compare."""
+    return json.dumps(epsilon.kind) if epsilon else None
+
+
+def write_finished(path: Path, curves: Iterable[Curve]) -> None:
+    """Write the curves of the finished runs."""
+    content = [{**asdict(c), "at": [[r, *pair] for r, pair in c.at.items()]} for c in curves]
+    write_atomic(path, json.dumps(content).encode())
+
+
+def read_finished(path: Path) -> list[Curve]:
+    """Read what `write_finished` wrote; nothing if it has not been written yet."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError:
+        return []
+    return [Curve(**{**c, "at": {int(r): (u, e) for r, u, e in c["at"]}}) for c in content]
+
+
+def read_curve(run: Path, number: int, goal: Goal, kind: str | None) -> Curve:
     """Read a run's curve; lines that a kill has cut short count for nothing."""
     curve = Curve(number=number, kind=kind)
     try:
@@ -106,6 +178,17 @@ def beaten(run: Curve, finished: Iterable[Curve], warmup: int) -> tuple[int, Cur
         if theirs >= value and cost <= epsilon and (theirs > value or cost < epsilon):
             return latest, other
     return None
+
+
+def why(curve: Curve, server_round: int, other: Curve, goal: Goal) -> str:
+    """Return in words by whom a run is beaten."""
+    sign = -1.0 if goal.better_low(curve.name) else 1.0
+    parts = []
+    for each in (other, curve):
+        value, epsilon = each.at[server_round]
+        at = f" at epsilon {epsilon:.6g}" if each.kind is not None else ""
+        parts.append(f"{curve.name} {sign * value:.6g}{at}")
+    return f"at round {server_round} point {other.number} had {parts[0]}, and this one {parts[1]}"
 
 
 def _utility(report: dict[str, object], goal: Goal) -> tuple[str, float] | None:

@@ -148,8 +148,9 @@ class Loop:
     def refill(self) -> None:
         """Add points that can only be known by now; a grid has none."""
 
-    def judge(self) -> None:
-        """Look at the points that run, whose figures have just been read."""
+    def rule(self, entry: Entry) -> str:
+        """Return by what rule a point is to stop itself; see `fedsim.sweep.pruning`."""
+        return ""
 
     def settled(self, row: Row) -> None:
         """Take note of a point that has ended."""
@@ -176,7 +177,6 @@ class Loop:
                 if time.monotonic() - shown >= SHOW_S:
                     for number in self.running:
                         self._follow(number)
-                    self.judge()
                     self.display.tick(self._all())
                     shown = time.monotonic()
                 time.sleep(LOOK_S)
@@ -212,7 +212,7 @@ class Loop:
             hash=entry.hash,
             run=str(run),
             stop=str(self.folder.stop_file),
-            prune=str(self.folder.prune_file(entry)),
+            rule=self.rule(entry),
         )
         self.pool.start(number, job, self.folder.log_of(entry))
         self.display.changed(row, self._all())

@@ -34,12 +34,12 @@ from fedsim.sweep.folder import DONE, Entry, SweepFolder
 from fedsim.sweep.grid import check
 from fedsim.sweep.outcome import read_outcome
 from fedsim.sweep.processes import Pool
-from fedsim.sweep.pruning import Curve, Goal, beaten, read_curve
+from fedsim.sweep.pruning import Curve, Goal, Rule, kind_of, read_curve, write_finished
 from fedsim.sweep.runner import Loop
 from fedsim.sweep.space import Dimension, Drawn, parse
 from fedsim.sweep.table import Display, Row
 
-JOURNAL = "optuna.jsonl"
+JOURNAL, RIVALS = "optuna.jsonl", "finished.json"
 INSTALL = "pip install -c constraints.txt -e '.[search]'"
 MOST_TRIALS = 10_000
 
@@ -81,11 +81,11 @@ class Search:
             )
         return Goal(metric=name, lowest=way == "min" if colon else None)
 
-    def rounds_before(self, rounds: int) -> float:
-        """Return the first round at which a run may be stopped."""
+    def rounds_before(self, rounds: int) -> int:
+        """Return the first round at which a run may be stopped; its last one for none."""
         if self.warmup is None:
             return max(1, math.ceil(rounds / 4))
-        return self.warmup if self.warmup > 0 else math.inf
+        return self.warmup if self.warmup > 0 else rounds
 
 
 def start(words: Sequence[str], search: Search) -> tuple[Search, list[Config], dict[str, Any]]:
@@ -208,20 +208,18 @@ class SearchLoop(Loop):
             drawn = {d.key: _draw(trial, d) for d in self.space.dimensions}
             self._wait_for(trial.number, drawn)
 
-    def judge(self) -> None:
-        for number, watch in self.running.items():
-            row = self.rows[number]
-            run, pruned = self.folder.run_of(row.entry), self.folder.prune_file(row.entry)
-            if run is None or watch.server_round is None or pruned.exists():
-                continue
-            warmup = self.search.rounds_before(row.entry.rounds)
-            if watch.server_round < warmup or watch.server_round >= row.entry.rounds:
-                continue
-            kind = row.epsilon.kind if row.epsilon else None
-            curve = read_curve(run, number, self.goal, kind)
-            found = beaten(curve, self.finished.values(), int(warmup))
-            if found is not None:
-                write_atomic(pruned, _why(curve, *found, self.goal).encode())
+    def rule(self, entry: Entry) -> str:
+        warmup = self.search.rounds_before(entry.rounds)
+        if warmup >= entry.rounds:
+            return ""
+        return Rule(
+            finished=self.folder.path / RIVALS,
+            mark=self.folder.prune_file(entry),
+            number=entry.number,
+            warmup=warmup,
+            rounds=entry.rounds,
+            goal=self.goal,
+        ).to_json()
 
     def settled(self, row: Row) -> None:
         status, entry = row.entry.status, row.entry
@@ -290,8 +288,9 @@ class SearchLoop(Loop):
         if run is None or row.entry.number in self.finished:
             return
         epsilon = read_outcome(run).epsilon
-        kind = epsilon.kind if epsilon else None
-        self.finished[row.entry.number] = read_curve(run, row.entry.number, self.goal, kind)
+        curve = read_curve(run, row.entry.number, self.goal, kind_of(epsilon))
+        self.finished[row.entry.number] = curve
+        write_finished(self.folder.path / RIVALS, self.finished.values())
 
     def _tell(self, trial: int, row: Row) -> None:
         state = _optuna().trial.TrialState
@@ -318,16 +317,6 @@ class SearchLoop(Loop):
             return None
         self.kind = self.kind or epsilon.kind
         return [utility, epsilon.value] if epsilon.kind == self.kind else None
-
-
-def _why(curve: Curve, server_round: int, other: Curve, goal: Goal) -> str:
-    sign = -1.0 if goal.better_low(curve.name) else 1.0
-    parts = []
-    for each in (other, curve):
-        value, epsilon = each.at[server_round]
-        at = f" at epsilon {epsilon:.6g}" if each.kind is not None else ""
-        parts.append(f"{curve.name} {sign * value:.6g}{at}")
-    return f"at round {server_round} point {other.number} had {parts[0]}, and this one {parts[1]}"
 
 
 def _draw(trial: Any, dimension: Dimension) -> Drawn:
