@@ -109,11 +109,12 @@ def _new_search(words: Sequence[str], choice: Choice) -> tuple[SweepFolder, list
         warmup=choice.warmup,
         sampler_seed=choice.sampler_seed or 0,
     )
-    _, corners, head = search.start(words, asked)
+    corners, head = search.start(words, asked)
     root, name = runner.place(corners, choice.name)
     found = None if choice.fresh else SweepFolder.find(root, name, head["hash"])
     if found is not None:
         return found, runner.check_unchanged(found)
+    head["private"] = search.is_private(corners[0])
     return SweepFolder.create(root, name, command_line(), [], head), []
 
 

@@ -88,11 +88,11 @@ class Search:
         return self.warmup if self.warmup > 0 else rounds
 
 
-def start(words: Sequence[str], search: Search) -> tuple[Search, list[Config], dict[str, Any]]:
+def start(words: Sequence[str], search: Search) -> tuple[list[Config], dict[str, Any]]:
     """Check a search before anything of it is written.
 
     Returns:
-        The search, configurations at the corners of its space, and what `sweep.yaml` is to hold.
+        Configurations at the corners of its space, and what `sweep.yaml` is to hold.
 
     Raises:
         ConfigError: Optuna is not installed, or something about the search is wrong.
@@ -103,28 +103,26 @@ def start(words: Sequence[str], search: Search) -> tuple[Search, list[Config], d
         raise ConfigError(f"--search {search.trials}: expected 1 to {MOST_TRIALS:,} points")
     _ = search.goal
     configs = check(space.corners())
-    with closing(Simulation(configs[0])) as simulation:
-        private = simulation.protection.planned().private
-    found = Search(
-        words=tuple(words),
-        trials=search.trials,
-        metric=search.metric,
-        warmup=search.warmup,
-        sampler_seed=search.sampler_seed,
-        private=private,
-    )
     what = [*sorted(words), str(search.metric), str(search.warmup), str(search.sampler_seed)]
-    digest = sha256("\n".join([*what, *(config.hash for config in configs)]).encode())
     head = {
-        "hash": digest,
+        "hash": sha256("\n".join([*what, *(config.hash for config in configs)]).encode()),
         "words": list(words),
-        "trials": found.trials,
-        "metric": found.metric,
-        "warmup": found.warmup,
-        "sampler_seed": found.sampler_seed,
-        "private": private,
+        "trials": search.trials,
+        "metric": search.metric,
+        "warmup": search.warmup,
+        "sampler_seed": search.sampler_seed,
     }
-    return found, configs, head
+    return configs, head
+
+
+def is_private(config: Config) -> bool:
+    """Return whether a scenario has an epsilon to search for.
+
+    Raises:
+        ConfigError: The scenario cannot run.
+    """
+    with closing(Simulation(config)) as simulation:
+        return simulation.protection.planned().private
 
 
 def reopen(folder: SweepFolder, trials: int | None) -> Search:
