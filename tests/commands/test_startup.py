@@ -19,7 +19,8 @@ answers = [CliRunner().invoke(app, words) for words in json.loads(sys.argv[1])]
 typed = "fedsim run scenario=quickstart strategy.w"
 variables = {"_FEDSIM_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": typed}
 answers += [CliRunner().invoke(app, [], env=variables, prog_name="fedsim")]
-heavy = [name for name in ("torch", "flwr", "hydra", "numpy", "sklearn") if name in sys.modules]
+names = ("torch", "flwr", "hydra", "numpy", "sklearn", "optuna")
+heavy = [name for name in names if name in sys.modules]
 answers = [[answer.exit_code, answer.stdout] for answer in answers]
 print(json.dumps({"answers": answers, "heavy": heavy, "seconds": time.process_time()}))
 """

@@ -41,6 +41,7 @@ class Made(Pool):
     def __init__(self, die: int = 0, slots: int = 1) -> None:
         self.jobs: dict[int, Job] = {}
         self.started: list[int] = []
+        self.rules: list[str] = []
         self.fail: list[int] = []
         self._die, self._slots = die, slots
 
@@ -51,6 +52,7 @@ class Made(Pool):
     def start(self, number: int, job: Job, log: Path) -> None:
         self.started.append(number)
         self.jobs[number] = job
+        self.rules.append(job.rule)
         if self._die == len(self.started):
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -93,6 +95,12 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Know that the scenario is private, which takes a second to plan."""
+    monkeypatch.setattr("fedsim.sweep.search.is_private", lambda config: True)
+
+
+@pytest.fixture
 def optuna() -> object:
     return pytest.importorskip("optuna", reason="Optuna is an extra: search")
 
@@ -120,7 +128,7 @@ def curve(folder: SweepFolder, number: int) -> Curve:
 
 
 def test_every_run_that_was_stopped_was_beaten_by_a_finished_one(
-    optuna: object, monkeypatch: pytest.MonkeyPatch
+    optuna: object, planned: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = go(Made(), monkeypatch, search=20)
     assert len(folder.entries) == 20 and {e.status for e in folder.entries} == {
@@ -140,13 +148,13 @@ def test_every_run_that_was_stopped_was_beaten_by_a_finished_one(
             if o.number < run.number
         ), f"point {run.number} was on the front at round {at}"
     pool = Made()
-    unpruned = go(pool, monkeypatch, search=20, warmup=0)
+    unpruned = go(pool, monkeypatch, search=4, warmup=0)
     assert {e.status for e in unpruned.entries} == {"finished"}
-    assert not any(job.rule for job in pool.jobs.values())
+    assert pool.rules and set(pool.rules) == {""}, "what was finished before is taken over"
 
 
 def test_the_same_command_draws_the_same_points_killed_or_not(
-    optuna: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    optuna: object, planned: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = points(go(Made(), monkeypatch))
     assert len({str(axes) for axes, *_ in whole}) == 9
@@ -205,7 +213,10 @@ def test_a_point_that_is_there_is_told_and_not_run_again(
 
 
 def test_failed_points_are_told_and_listed(
-    optuna: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    optuna: object,
+    planned: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pool = Made()
     pool.fail = [2]

@@ -92,6 +92,9 @@ def test_choosing_the_best_costs_the_sum(tmp_path: Path) -> None:
     text = describe(cost)
     assert "epsilon 15 at delta 4e-05" in text and "best of the 4 private runs" in text
     assert "Tuning not charged" in text and "unit: user" in text
+    text = describe(cost, searched=True)
+    assert "epsilon 15 at delta 4e-05" in text and "before the search began" in text
+    assert "without looking" not in text and "unit: user" in text
 
 
 def test_what_the_mechanism_says_of_choosing(tmp_path: Path) -> None:
