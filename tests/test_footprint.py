@@ -155,6 +155,7 @@ def test_a_mechanism_that_hides_sizes_hides_operations() -> None:
     words = ["privacy=dp_sgd", "privacy.sample_rate=0.2", "privacy.delta=1e-5", "devices=equal"]
     _, report = one_round("quickstart", *WORDS, *words)
     assert set(report.footprint["train"]) == {"client-index", "bytes-down", "bytes-up"}
+    assert report.simulated_seconds is None
 
 
 def test_without_a_profile_there_is_no_footprint_and_the_hash_is_as_it_was() -> None:
@@ -165,3 +166,4 @@ def test_without_a_profile_there_is_no_footprint_and_the_hash_is_as_it_was() -> 
     assert before.hash == config.hash != compose("quickstart", [*WORDS, "devices=equal"]).hash
     _, report = one_round("quickstart", *WORDS)
     assert report.footprint == {}
+    assert report.simulated_seconds is None
