@@ -114,3 +114,10 @@ def test_a_resumed_run_has_the_same_clock_and_lines(strategy: str, tmp_path: Pat
     assert all(a < b for a, b in pairwise(times))  # type: ignore[operator]
     models = [(f.path / "model.safetensors").read_bytes() for f in (opened, whole.folder)]
     assert models[0] == models[1]
+
+
+def test_an_asynchronous_round_of_everybody_ends_with_the_slowest_reply_and_no_evaluation() -> None:
+    simulation = four("strategy=fedbuff", "strategy.concurrency=4", "strategy.buffer=4")
+    (_, first), _ = simulation.loop.run(simulation.runtime.initial_params())
+    assert set(first.footprint) == {"train", "evaluate"}
+    assert first.simulated_seconds == max(first.footprint["train"]["seconds"])
