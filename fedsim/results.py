@@ -47,11 +47,10 @@ FINDINGS = "findings.json"
 STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 """Files written before the first round; a checkpoint covers each of them."""
 
+MAX_DIFF = 100_000
+"""How much of a checkout's changes is kept with a run, in characters."""
 SMOKE = "--smoke"
 """The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
-
-MOST_DIFF, MOST_UNTRACKED = 100_000, 200
-"""How much `env.json` holds of changes that are not committed: characters, and names of files."""
 
 _METRICS = ("train", "clients", "central", "diagnostics")
 PACKAGES = (
@@ -354,41 +353,40 @@ def environment(device: torch.device, seed: int, command: Sequence[str]) -> dict
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "git": _git(),
+        "git": checkout(),
     }
 
 
-def _git(home: Path = Path(__file__).parent) -> dict[str, Any]:
-    """Return the commit of fedsim's own checkout and what is changed since, if it is one.
+def checkout(folder: Path = Path(__file__).parent) -> dict[str, str | bool | list[str]]:
+    """Return what the code of this run was, where it is a checkout; else nothing.
 
-    Where there are changes, `diff` is their text, cut after `MOST_DIFF` characters, which
-    `diff_cut` then says with the number left out. Of files that git does not follow, `untracked`
-    has the names alone, `MOST_UNTRACKED` at most, and `untracked_cut` how many more there are.
+    The commit; whether the files differ from it, and how, as `git diff` shows it (the first
+    `MAX_DIFF` characters); and the names of the first 100 files that are not tracked. An installed
+    package that lies in a checkout of something else is none.
     """
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(home), *words]
-        answer = subprocess.run(command, capture_output=True, timeout=10, check=True)  # noqa: S603
-        return answer.stdout.decode(errors="replace")
+        command = ["git", "-C", str(folder), *words]
+        answer = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
+        return answer.stdout
 
     try:
-        found: dict[str, Any] = {
+        ask("ls-files", "--error-unmatch", "__init__.py")
+        diff = ask("diff", "HEAD", "--no-ext-diff", "--no-color")
+        new = ask("ls-files", "--others", "--exclude-standard", "--full-name", ":/").splitlines()
+        told: dict[str, str | bool | list[str]] = {
             "commit": ask("rev-parse", "HEAD").strip(),
-            "changed": bool(ask("status", "--porcelain").strip()),
+            "changed": bool(diff or new),
+            "diff": diff[:MAX_DIFF],
+            "untracked": new[:100],
         }
-        if not found["changed"]:
-            return found
-        diff = ask("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD")
-        names = ask("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
     except (OSError, subprocess.SubprocessError):
         return {}
-    untracked = names.split("\0")[:-1]
-    found |= {"diff": diff[:MOST_DIFF], "untracked": untracked[:MOST_UNTRACKED]}
-    if len(diff) > MOST_DIFF:
-        found["diff_cut"] = f"{len(diff) - MOST_DIFF} more characters are left out"
-    if len(untracked) > MOST_UNTRACKED:
-        found["untracked_cut"] = f"{len(untracked) - MOST_UNTRACKED} more files are left out"
-    return found
+    if len(diff) > MAX_DIFF:
+        told["diff-cut"] = True
+    return told
 
 
 def command_line() -> list[str]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from fedsim.config import Config, compose
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.lifecycle import Run
-from fedsim.results import STATIC, RunFolder, _git, check_unchanged, json_line
+from fedsim.results import MAX_DIFF, STATIC, RunFolder, check_unchanged, checkout, json_line
 from fedsim.rounds import RoundReport
 from fedsim.simulation import Simulation, Smoke
 
@@ -104,6 +104,34 @@ def test_a_run_leaves_behind_what_it_should(whole: Path, config: Config) -> None
     assert sum(partition["sizes"]) == sum(map(sum, partition["histogram"])) == 1347
     shapes = {k: tuple(t.shape) for k, t in load_file(whole / "model.safetensors").items()}
     assert sorted(shapes.values()) == [(10,), (10, 64)]
+
+
+def test_what_a_checkout_was_is_told_whole(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("x = 1\n")
+    git("init")
+    assert checkout(package) == {}, "it lies in a checkout, and is not of it"
+    git("add", "package")
+    git("commit", "-m", "first")
+    told = checkout(package)
+    assert (told["changed"], told["diff"], told["untracked"]) == (False, "", [])
+    assert len(str(told["commit"])) == 40
+    (package / "__init__.py").write_text("x = 2\n")
+    (tmp_path / "new.py").write_text("")
+    told = checkout(package)
+    assert told["changed"]
+    assert "\n-x = 1\n+x = 2\n" in str(told["diff"])
+    assert told["untracked"] == ["new.py"]
+    assert "diff-cut" not in told
+    (package / "__init__.py").write_text("x = 3\n" * MAX_DIFF)
+    told = checkout(package)
+    assert told["diff-cut"]
+    assert len(str(told["diff"])) == MAX_DIFF
 
 
 def test_the_summary_is_of_the_whole_run(whole: Path) -> None:
@@ -441,41 +469,3 @@ def test_a_file_that_cannot_be_read_is_named(stopped: Path) -> None:
     (stopped / "env.json").mkdir()
     with pytest.raises(ResumeError, match=r"env\.json cannot be read: Is a directory"):
         resume(stopped, Untouchable)
-
-
-def git(home: Path, *words: str) -> None:
-    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "-C", str(home), *who, *words], check=True, capture_output=True)
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_what_is_changed_since_the_commit_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inner = tmp_path / "fedsim"
-    inner.mkdir()
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.py").write_text("one = 1\n")
-    (tmp_path / ".gitignore").write_text("runs/\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "first")
-    clean = _git(inner)
-    assert sorted(clean) == ["changed", "commit"] and clean["changed"] is False
-    (tmp_path / "a.py").write_bytes(b"one = 2  # \xff\n")
-    (tmp_path / "new name.py").write_text("")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "ignored").write_text("")
-    changed = _git(inner)
-    assert changed["changed"] is True and changed["commit"] == clean["commit"]
-    assert "-one = 1\n+one = 2" in changed["diff"] and json.dumps(changed)
-    assert changed["untracked"] == ["new name.py"] and "diff_cut" not in changed
-    git(tmp_path, "add", "a.py")
-    assert _git(inner)["diff"] == changed["diff"], "staged, too"
-    monkeypatch.setattr("fedsim.results.MOST_DIFF", 10)
-    monkeypatch.setattr("fedsim.results.MOST_UNTRACKED", 0)
-    cut = _git(inner)
-    left = len(changed["diff"]) - 10
-    assert cut["diff"] == changed["diff"][:10] and cut["untracked"] == []
-    assert cut["diff_cut"] == f"{left} more characters are left out"
-    assert cut["untracked_cut"] == "1 more files are left out"
-    assert _git(Path("/")) == {}, "no checkout"

@@ -18,9 +18,6 @@ from fedsim.docs.concepts import block
 
 _ARXIV = re.compile(r"(?<!\[)(?:arXiv:)?\b(\d{4}\.\d{4,5})\b")
 
-_TRY = "# Try:"
-"""Begins the line of a YAML file that says how to try a part which `quickstart` does not suit."""
-
 
 def pages(home: Path, group: str) -> dict[str, str]:
     """Return the pages of a group's algorithms that are ours."""
@@ -67,15 +64,10 @@ def _page(home: Path, group: str, module: str, entries: list[Entry]) -> str:
         body = [line for line in text if not line.startswith("#")]
         lines += ["```yaml", *("\n".join(body).strip().split("\n")), "```", ""]
         command = "run" if group == "strategy" else "plan"
-        lines += ["```", f"fedsim {command} {_words(group, entry, text)}", "```", ""]
+        words = entry.example or f"scenario=quickstart {group}={entry.name}"
+        lines += ["```", f"fedsim {command} {words}", "```", ""]
     lines += _results(home, [entry.name for entry in entries])
     return "\n".join(lines) + "\n"
-
-
-def _words(group: str, entry: Entry, text: list[str]) -> str:
-    """Return a scenario and overrides that an entry runs in: its `# Try:` line, if there is one."""
-    own = [line.removeprefix(_TRY).strip() for line in text if line.startswith(_TRY)]
-    return own[0] if own else f"scenario=quickstart {group}={entry.name}"
 
 
 def _title(entries: list[Entry]) -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-import shlex
-import warnings
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,8 @@ import yaml
 
 from fedsim import catalog
 from fedsim.config import compose
-from fedsim.config.composition import Loaded
 from fedsim.docs import links, site, write
 from fedsim.docs.algorithms import _target
-from fedsim.errors import FedsimError
 from fedsim.simulation import Simulation
 
 
@@ -49,37 +43,26 @@ def test_every_algorithm_of_ours_has_its_page(pages: dict[str, str]) -> None:
             assert f"## `{group}={entry.name}`" in page
             assert "```text" in page, "its header, with the update rule"
             assert f"Source: `{module.replace('.', '/')}.py`" in page
-            commands = [words for words in printed(page) if f"{group}={entry.name}" in words]
-            assert commands, "how to run it"
+            assert any(f"{group}={entry.name}" in words for words in _commands(page))
             assert f"{group}={entry.name}`" in pages[f"parts/{group}.md"]
 
 
-def printed(page: str) -> list[list[str]]:
-    """Return the commands of fedsim in the code blocks of a page, as a shell would read them."""
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("fedsim ")]
+def _commands(page: str) -> list[list[str]]:
+    """Return the words of the commands that a page of an algorithm says to type."""
+    return [line.split()[2:] for line in page.split("\n") if re.match("fedsim (run|plan) ", line)]
 
 
-def test_every_command_that_a_page_prints_is_accepted(pages: dict[str, str]) -> None:
-    commands = {shlex.join(words): words for page in pages.values() for words in printed(page)}
-    checked = 0
-    loaded: Loaded = {}
-    refused = []
-    for command, (_, verb, scenario, *overrides) in commands.items():
-        assert verb in ("run", "plan", "deploy") and scenario.startswith("scenario="), command
-        words = list(itertools.takewhile(lambda word: word[0] != "-", overrides))
-        try:
-            name = scenario.removeprefix("scenario=")
-            config = compose(name, [*words, "device=cpu"], loaded=loaded)
-            with warnings.catch_warnings(), closing(Simulation(config)) as simulation:
-                warnings.simplefilter("ignore")
-                simulation.loop  # noqa: B018  builds the parts, and checks that they fit
-        except FedsimError as error:
-            refused.append(f"{command}: {error}")
-        checked += 1
-    assert not refused, "\n".join(refused)
-    assert checked > 50
+def test_what_the_pages_say_to_type_is_not_refused(pages: dict[str, str]) -> None:
+    count = 0
+    for name, page in pages.items():
+        if not name.startswith(("strategy/", "privacy/")):
+            continue
+        for words in _commands(page):
+            scenario = words[0].removeprefix("scenario=")
+            simulation = Simulation(compose(scenario, [*words[1:], "device=cpu"]))
+            assert simulation.loop.last_round >= 1, words
+            count += 1
+    assert count > 50
 
 
 def test_a_page_shows_the_result_of_its_algorithm(pages: dict[str, str]) -> None:
