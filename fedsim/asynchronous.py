@@ -94,6 +94,10 @@ class AsynchronousStrategy(FedsimStrategy):
         """When the latest model was made."""
         return self._now
 
+    def starts(self, rounds: int) -> int:
+        """Return how many clients start in a run of some rounds, if there are always idle ones."""
+        return self.concurrency + self.takes * rounds - 1
+
     def chosen(self, server_round: int, offered: np.ndarray) -> np.ndarray:
         """See `FedsimStrategy.chosen`."""
         seed = 0 if self.federation is None else self.federation.seed

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.effort import check_memory, flops, samples_per_client
 from fedsim.simulation import Simulation
 
@@ -87,6 +88,8 @@ def plan(simulation: Simulation) -> CostPlan:
     asking = simulation.asking
     carried = size if asking is None else asking.exchanged / 2
     trained = settings.rounds * cohort
+    if isinstance(simulation.strategy, AsynchronousStrategy):
+        trained = min(trained, simulation.strategy.starts(settings.rounds))
     computed = 0.0
     if asking is None:
         each = flops(simulation.runtime)
@@ -98,7 +101,7 @@ def plan(simulation: Simulation) -> CostPlan:
     return CostPlan(
         rounds=settings.rounds,
         num_clients=simulation.partition.num_clients,
-        clients_per_round=cohort,
+        clients_per_round=trained / settings.rounds,
         parameters=sum(t.numel() for t in params.values()),
         model_bytes=int(size),
         messages=round(2 * (trained + evaluated)),

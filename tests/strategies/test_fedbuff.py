@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedsim.config import compose
+from fedsim.plan import plan
 from fedsim.simulation import Simulation
 from strategies.fedavg import FedAvg
 from strategies.fedbuff import FedBuff
@@ -59,6 +60,16 @@ def test_a_buffer_of_one_is_fedasync_to_the_bit():
         assert told.simulated_seconds == others.simulated_seconds
     mixed = ends("cohort", "strategy=fedasync", "strategy.alpha=0.7", "strategy.update=model")
     assert not equal(mixed[-1][0], one[-1][0])  # the paper's rule is another
+
+
+def test_the_plan_says_how_many_clients_start():
+    words = ["participation=full", "devices=unequal", "rounds=7", "partition.num_clients=14"]
+    own = ["strategy=fedbuff", "strategy.concurrency=5", "strategy.buffer=3", "device=cpu"]
+    planned = plan(Simulation(compose("quickstart", [*words, *own])))
+    run = Simulation(compose("quickstart", [*words, *own]))
+    asked = sum(report.asked for _, report in run.loop.run(run.runtime.initial_params()))
+    assert asked == 5 + 7 * 3 - 1
+    assert planned.clients_per_round == asked / 7
 
 
 def test_it_takes_less_simulated_time_than_waiting_for_the_slowest():
