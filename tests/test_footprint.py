@@ -162,6 +162,7 @@ def test_a_mechanism_that_hides_sizes_hides_operations() -> None:
              "partition.num_clients=3", "participation=full"]  # fmt: skip
     _, report = one_round("quickstart", *WORDS, *words)
     assert set(report.footprint["train"]) == {"client-index", "bytes-down", "bytes-up"}
+    assert report.simulated_seconds is None
 
 
 def test_without_a_profile_there_is_no_footprint_and_the_hash_is_as_it_was() -> None:
@@ -172,3 +173,4 @@ def test_without_a_profile_there_is_no_footprint_and_the_hash_is_as_it_was() -> 
     assert before.hash == config.hash != compose("quickstart", [*WORDS, "devices=equal"]).hash
     _, report = one_round("quickstart", *WORDS)
     assert report.footprint == {}
+    assert report.simulated_seconds is None
