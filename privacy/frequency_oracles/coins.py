@@ -7,6 +7,11 @@ What an oracle draws is said in terms of coins, binomials and multinomials, so t
 million reports costs a simulation no more than that of a few, and has the same law. A report's own
 coins (`flips`, `below`) have their probabilities exactly, not rounded to those of a uniform number:
 at ε = 40 a chance of e^−ε is less than the 2^−53 between two such numbers.
+
+A keyed sum is drawn by NumPy's binomials, which round their chances to those of a uniform number.
+Where p < 2^−20 they are thinned, Bin(n, p) = Bin(Bin(n, 2^−20), 2^20 p), so that no chance is too
+small to come about. The rounding that is left is not bounded here: a sum is what a simulation draws
+in place of reports, and the audit of what a user sends is that of `reports`.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from fedsim import seeds
 from privacy.normal import system as system_noise
 
 _AT_ONCE = 2**20
+_THIN = 2.0**-20
 _BLOCK = 2**16
 """Bytes at once: they stay in a core's cache."""
 
@@ -107,7 +113,11 @@ class _Keyed:
         return self._rng.integers(0, count, size=size)
 
     def binomial(self, n: np.ndarray, p: float | np.ndarray) -> np.ndarray:
-        drawn: np.ndarray = self._rng.binomial(n, p)
+        left, chance = np.broadcast_arrays(np.asarray(n, np.int64), p)
+        while (small := (chance > 0) & (chance < _THIN)).any():
+            left = np.where(small, self._rng.binomial(left, _THIN), left)
+            chance = np.where(small, chance / _THIN, chance)
+        drawn: np.ndarray = self._rng.binomial(left, chance)
         return drawn
 
     def spread(self, n: int, places: int) -> np.ndarray:

@@ -74,7 +74,7 @@ class Subset(Oracle):
         held, symbols = self.histogram(values), self.size + 1
         if len(values) < _SLOWER * symbols**2:
             return super().total(values, coins)
-        taken = coins.binomial(held, self.p)
+        taken = held - coins.binomial(held, self.left)
         # left[v, r]: users of value v who have r symbols to choose still, of those to come.
         left = np.zeros((symbols, self.omega + 1), np.int64)
         left[:, self.omega], left[:, self.omega - 1] = held - taken, taken
@@ -87,7 +87,8 @@ class Subset(Oracle):
             total[symbol] += chosen.sum()
             left[:, :-1] += chosen[:, 1:]
             left -= chosen
-        return total[: self.size]
+        sums: np.ndarray = total[: self.size]
+        return sums
 
     @property
     def report_bits(self) -> float:

@@ -53,9 +53,8 @@ class Unary(Oracle):
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         held = self.histogram(values)[: self.size]
-        total: np.ndarray = coins.binomial(held, self.p) + coins.binomial(
-            len(values) - held, self.q
-        )
+        told = held - coins.binomial(held, self.missed)
+        total: np.ndarray = told + coins.binomial(len(values) - held, self.q)
         return total
 
     @property

@@ -138,6 +138,28 @@ def multi_freq(name: str) -> Estimate:
     return estimate
 
 
+def multi_freq_hashing(name: str) -> Estimate:
+    """The package multi-freq-ldpy's local hashing: its reports, counted as its aggregator does."""
+    import xxhash
+    from multi_freq_ldpy.pure_frequency_oracles.LH import LH_Client
+
+    e = math.exp(EPSILON)
+    g = round(e) + 1  # one more than ours at this epsilon
+    p, q = e / (e + g - 1), 1 / g
+
+    def estimate(values: np.ndarray) -> np.ndarray:
+        reports = [LH_Client(v, DOMAIN, EPSILON, name == "olh") for v in values.tolist()]
+        counts = np.zeros(DOMAIN - 1)
+        for told, seed in reports:
+            for v in range(DOMAIN - 1):
+                if told == xxhash.xxh32(str(v), seed=seed).intdigest() % g:
+                    counts[v] += 1
+        found: np.ndarray = (counts / len(values) - q) / (p - q)
+        return found
+
+    return estimate
+
+
 def law(estimate: Estimate, name: str) -> float:
     """Return the mean squared error of all estimates over its formula: 1 ± 0.06 (one sigma)."""
     from privacy.frequency_oracles import choose
@@ -160,7 +182,7 @@ def oracles() -> list[dict[str, object]]:
         "sue": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq},
         "subset": {"multi-freq-ldpy": multi_freq},
         "hadamard": {"pure-ldp": pure_ldp},
-        "olh": {"pure-ldp": pure_ldp},
+        "olh": {"pure-ldp": pure_ldp, "multi-freq-ldpy": multi_freq_hashing},
     }.items():
         made = {"ours": ours(name), **{package: make(name) for package, make in others.items()}}
         if name not in ("olh", "hadamard"):  # where it is the same

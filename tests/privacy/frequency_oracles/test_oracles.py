@@ -187,6 +187,18 @@ def test_the_audit_holds_where_a_uniform_number_is_too_coarse(name):
     assert ratio == pytest.approx(math.exp(40.0), rel=1e-9)
 
 
+def test_a_sum_counts_what_a_uniform_number_is_too_coarse_for():
+    coins, many = keyed(0, 0, 0, "t"), np.full((500, 3), 2**45)
+    drawn = coins.binomial(many, np.array([4.0, 0.0, 2.0]) * 2.0**-44)  # means 8, 0, 4
+    assert np.abs(drawn.mean(axis=0) - [8, 0, 4]).max() < 0.5
+    drawn = coins.binomial(np.full(2000, 2**62), 2.0**-60)
+    assert abs(drawn.mean() - 4) < 4 * 2 / 2000**0.5 and abs(drawn.var() - 4) < 0.6
+    oracle = ORACLES["sue"](80.0, np.arange(2))  # 1 − p is not told apart from 1
+    assert oracle.p == 1.0 and 0 < oracle.missed < 1e-17
+    held = keyed(0, 0, 1, "t").binomial(np.full(100, 2**60), oracle.missed)
+    assert abs(held.mean() - 2**60 * oracle.missed) < 4 * (2**60 * oracle.missed / 100) ** 0.5
+
+
 @pytest.mark.parametrize("coins", [lambda: keyed(3, 0, 0, "t"), system], ids=["keyed", "system"])
 def test_whole_numbers_are_uniform(coins):
     drawn = coins().below(30_000, 3)
