@@ -305,8 +305,9 @@ class Simulation:
     def topology(self) -> TopologyPart:
         """Who is linked to whom."""
         part, strategy = self._part("topology", TopologyPart), self._strategy
-        ours = isinstance(strategy, FedsimStrategy)
-        kinds = strategy.topologies if ours else FedsimStrategy.topologies
+        kinds = FedsimStrategy.topologies
+        if isinstance(strategy, FedsimStrategy):
+            kinds = strategy.topologies
         if part.kind not in kinds:
             fitting = " or ".join(TYPE[kind] for kind in TYPE if kind in kinds)
             raise ConfigError(

@@ -11,8 +11,8 @@ Shapes: N nodes, `[N, ...]` one row for each.
 
 Differs from the paper: any number of local steps (the paper: one), after which models are averaged
 (the paper takes the gradient at x_i and the average side by side, x_i ← Σ_j W_ij x_j − γ g_i; this
-order is its "adapt, then combine" form). Nodes that are absent from a round keep their models, and W
-closes over the others. The simulation's server keeps the books: see `strategies.gossiping`.
+order is its "adapt, then combine" form). Nodes that are absent from a round keep their models, and
+W closes over the others. The simulation's server keeps the books: see `strategies.gossiping`.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ c_i tracks by how much the network's gradient differs from the node's own. With 
 tracking as in DIGing (Nedić et al. 2017, arXiv:1607.03218) in its "adapt, then combine" order: the
 tracked gradient z_i is then y_i = Σ_j W_ij y_j + ∇f_i(x_i) − ∇f_i(x_i at the last round).
 
-Σ_i c_i = 0 at all times, since it begins so and W is doubly stochastic. Hence the fixed points are
-the exact optima of Σ_i f_i, with a constant step: c stays only if z = W z, so that all z_i are one
-z; then x stays only if x − W x = −η K γ z, whose mean over nodes says z = 0, and so all x_i are one
-x; and the mean of z_i = 0 over nodes is Σ_i ∇f_i(x) = 0. D-SGD has no such fixed point.
+Σ_i c_i = 0 at all times, since it begins so and W is doubly stochastic. Hence, with K = 1, fixed
+points are the exact optima of Σ_i f_i, with a constant step: c stays only if z = W z, so that all
+z_i are one z; then x stays only if x − W x = −η K γ z, whose mean over nodes says z = 0, and so
+all x_i are one x; and the mean of z_i = 0 over nodes is Σ_i ∇f_i(x) = 0. With K > 1 too: z_i = 0 where
+∇f_i(x) + c_i = 0, from which no local step moves. D-SGD has no such fixed point.
 
 Shapes: N nodes, `[N, ...]` one row for each; `[K, ...]` of a chunk.
 

@@ -1,22 +1,22 @@
-"""HierFAVG (Liu et al., ICC 2020, arXiv:1905.06641, Algorithm 1): averages at edge servers and cloud.
+"""HierFAVG (Liu et al., ICC 2020, arXiv:1905.06641, Algorithm 1): means at edge servers and cloud.
 
     client k of edge e:  y_k ← x_e; local SGD steps on y_k
     edge e, each round:  x_e ← x_e + Σ_k w_k (y_k − x_e) / Σ_k w_k      over its clients' replies
     cloud, each κ-th:    x ← x + Σ_e Ω_e (x_e − x) / Σ_e Ω_e;  x_e ← x  for all e
 
-w_k is the client's number of samples (`weighting: examples`, the paper) or 1. Ω_e is the sum of the
-w_k that edge e has averaged since the cloud last did; where all clients reply, its share is that of
-the edge's samples, as in the paper. κ is `cloud_period`. The run's model is the cloud's, which moves
-every κ-th round; clients train from their edge's, and are scored with it.
+w_k is the client's number of samples (`weighting: examples`, the paper) or 1. Ω_e is the sum of
+the w_k that edge e has averaged since the cloud last did; where all clients reply, its share is
+that of the edge's samples, as in the paper. κ is `cloud_period`. The run's model is the cloud's,
+which moves every κ-th round; clients train from their edge's, and are scored with it.
 
 With κ = 1 every x_e is x when a round begins, and the weighted mean of weighted means is the
-weighted mean over all clients: Σ_e Ω_e (Σ_{k in e} w_k (y_k − x) / Ω_e) / Σ_e Ω_e. It is taken so, in
-one pass, and equals FedAvg on a star bit for bit.
+weighted mean over all clients: Σ_e Ω_e (Σ_{k in e} w_k (y_k − x) / Ω_e) / Σ_e Ω_e. It is taken
+so, in one pass, and equals FedAvg on a star bit for bit.
 
 Shapes: E edge servers, `[E, ...]` one row for each; `[K, ...]` one row per client of a chunk.
 
-Differs from the paper: an edge server without replies keeps its model, with weight 0 at the cloud if
-it had none since the last time.
+Differs from the paper: an edge server without replies keeps its model, with weight 0 at the cloud
+if it had none since the last time.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class HierFAVG(FedsimStrategy):
 
     def load_state_dict(self, state: State) -> None:
         odd = sorted(key for key in state if key != WEIGHT and not key.startswith(EDGES))
-        if odd or (WEIGHT in state) != (len(state) > 1):
+        if odd or (WEIGHT in state) != any(key != WEIGHT for key in state):
             raise ResumeError(
                 f"the checkpoint holds strategy state {sorted(state)[:8]}, which is not "
                 "HierFAVG's; was the strategy changed?"

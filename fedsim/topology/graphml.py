@@ -23,8 +23,8 @@ MAX_BYTES = 2**26
 class GraphML(Linked):
     """Nodes named 0..N-1 are the clients of that index; other names count in the file's order.
 
-    Directions are ignored. An edge's own `bandwidth` (bytes/s), `latency` (s) and `loss` come before
-    those given here.
+    Directions are ignored. An edge's own `bandwidth` (bytes/s), `latency` (s) and `loss` come
+    before those given here.
 
     Attributes:
         path: The file.
