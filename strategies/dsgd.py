@@ -20,12 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedsim.client import ClientHalf
 from fedsim.records import Params, Replies
 from fedsim.strategy import Round
-from strategies.gossiping import Gossiping, OwnModel
+from strategies.gossiping import Gossiping, OwnModel, put_
 
 
 @dataclass(kw_only=True)
@@ -42,9 +41,8 @@ class DSGD(Gossiping):
         for chunk in replies.chunks():
             if len(chunk):
                 present_N[chunk.client_index] = True
-                index = torch.from_numpy(chunk.client_index)
                 for name, rows in self._models.items():
-                    rows[index] = chunk.arrays[name].to(rows.device, rows.dtype)
+                    put_(rows, chunk.client_index, chunk.arrays[name])
         if not present_N.any():
             return context.params
         return self.mixed(context, np.flatnonzero(present_N))

@@ -31,6 +31,9 @@ from fedsim.topology.mixing import among, metropolis_hastings
 
 NODES = "nodes/"
 
+BLOCK_BYTES = 2**20
+"""How much of the nodes' models is averaged at a time."""
+
 
 class OwnModel(ClientHalf):
     """Local work that begins with the node's own model, which is what `client-arrays` hold."""
@@ -150,22 +153,39 @@ def repeated(tensor: Tensor, count: int) -> Tensor:
 def mix_(rows_N: Tensor, weights_SS: sparse.csr_matrix, who: np.ndarray, x: Tensor) -> Tensor:
     """Average the rows of those who take part in place; return the mean of all rows.
 
-    One sparse product over `[S, P]`, of the rows' distances from `x`: these are small beside the
-    models, so that rows that are equal stay so to the last bit, whatever W's rounding.
+    A sparse product over `[S, P]`, of the rows' distances from `x`: these are small beside the
+    models, so that rows that are equal stay so to the last bit, whatever W's rounding. Some columns
+    at a time, so that what is made on the way stays in the cache.
     """
     flat_NP = rows_N.view(len(rows_N), -1).numpy()
     real = rows_N.is_floating_point()
     x_P = x.reshape(-1).numpy() if real else x.reshape(-1).double().numpy()
+    weights_SS = weights_SS.astype(x_P.dtype)
     everybody = len(who) == len(rows_N)
-    away_SP = (flat_NP if everybody else flat_NP[who]) - x_P
-    new_SP = weights_SS.astype(away_SP.dtype) @ away_SP
-    new_SP += x_P
-    if not real:
-        new_SP = new_SP.round()
-    if everybody:
-        flat_NP[:] = new_SP
-    else:
-        flat_NP[who] = new_SP
-    mean_P = x_P + (flat_NP - x_P).mean(0, dtype=np.float64)
+    share_N = np.full(len(rows_N), 1 / len(rows_N), x_P.dtype)
+    mean_P = np.empty_like(x_P)
+    width = max(16, BLOCK_BYTES // (x_P.itemsize * len(rows_N)))
+    for start in range(0, len(x_P), width):
+        part = slice(start, start + width)
+        block_NB, x_B = flat_NP[:, part], x_P[part]
+        away_SB = (block_NB if everybody else block_NB[who]) - x_B
+        new_SB = weights_SS @ away_SB
+        away_NB = new_SB
+        if not everybody:
+            away_NB = block_NB - x_B
+            away_NB[who] = new_SB
+        mean_P[part] = x_B + share_N @ away_NB
+        new_SB += x_B
+        if not real:
+            new_SB = new_SB.round()
+        if everybody:
+            block_NB[:] = new_SB
+        else:
+            block_NB[who] = new_SB
     mean = torch.from_numpy(mean_P if real else mean_P.round())
     return mean.view(x.shape).to(x.dtype)
+
+
+def put_(rows_N: Tensor, clients: np.ndarray, rows_K: Tensor) -> None:
+    """Replace some rows; NumPy's assignment is several times as fast as PyTorch's."""
+    rows_N.numpy()[clients] = rows_K.to("cpu", rows_N.dtype).numpy()

@@ -11,13 +11,13 @@ tracked gradient z_i is then y_i = Σ_j W_ij y_j + ∇f_i(x_i) − ∇f_i(x_i at
 Σ_i c_i = 0 at all times, since it begins so and W is doubly stochastic. Hence, with K = 1, fixed
 points are the exact optima of Σ_i f_i, with a constant step: c stays only if z = W z, so that all
 z_i are one z; then x stays only if x − W x = −η K γ z, whose mean over nodes says z = 0, and so
-all x_i are one x; and the mean of z_i = 0 over nodes is Σ_i ∇f_i(x) = 0. With K > 1 too: z_i = 0 where
-∇f_i(x) + c_i = 0, from which no local step moves. D-SGD has no such fixed point.
+all x_i are one x; and the mean of z_i = 0 over nodes is Σ_i ∇f_i(x) = 0. With K > 1 such an x is a
+fixed point too: no local step moves from where ∇f_i(x) + c_i = 0. D-SGD has none.
 
 Shapes: N nodes, `[N, ...]` one row for each; `[K, ...]` of a chunk.
 
-Differs from the paper: c_i begins at 0, not at the difference of first gradients, which would cost a
-round; any local optimiser settings of the `client` group apply to the local steps. A node without
+Differs from the paper: c_i begins at 0, not at the difference of first gradients, which would cost
+a round; any local optimiser settings of the `client` group apply to the local steps. A node without
 samples has gradient 0: its z_i is c_i. Absent nodes keep x_i and c_i, and W closes over the others,
 which leaves Σ_i c_i = 0.
 """
