@@ -44,10 +44,8 @@ def contestant(engine: str, size: str) -> None:
 
     hidden, steps = SIZES[size]
     rng = np.random.default_rng(0)
-    x, y = (
-        rng.normal(size=(4 * SAMPLES * NODES // 3, 64)),
-        rng.integers(10, size=4 * SAMPLES * NODES // 3),
-    )
+    total = 4 * SAMPLES * NODES // 3  # a quarter is for testing
+    x, y = rng.normal(size=(total, 64)), rng.integers(10, size=total)
     file = Path(tempfile.mkdtemp()) / "samples.npz"
     np.savez(file, x=x, y=y)
     words = [
