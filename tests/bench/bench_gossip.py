@@ -99,8 +99,8 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     page = PAGE.format(
-        starts=starts, rounds=ROUNDS, nodes=NODES, samples=SAMPLES, target=TARGET, machine=platform.machine(),
-        torch=torch.__version__, table="\n".join(rows),
+        starts=starts, rounds=ROUNDS, nodes=NODES, samples=SAMPLES, target=TARGET,
+        machine=platform.machine(), torch=torch.__version__, table="\n".join(rows),
     )  # fmt: skip
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(page)
