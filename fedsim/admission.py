@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Annotated, Literal, Protocol, TypeGuard
 
@@ -33,6 +33,7 @@ from fedsim.engines.flwr_compat import is_absence
 from fedsim.errors import FedsimError
 from fedsim.parts import Part, Range
 from fedsim.records import (
+    BUSY,
     CLIENT_ARRAYS,
     NUM_EXAMPLES,
     RECEIVED,
@@ -123,6 +124,9 @@ class AdmittedReplies(Replies):
         weigh: Gives the bytes of a reply's content; None to leave it out.
         received_bytes: Client index -> bytes of what it has sent, good or bad; without `weigh`,
             empty. A client that failed has sent nothing.
+        busy: Gives the simulated seconds that clients whose replies have been weighed were busy,
+            or None where they cannot be told; chunks then carry them, where a strategy needs them
+            before all are in. None to leave it out.
     """
 
     rules: Admission
@@ -138,6 +142,7 @@ class AdmittedReplies(Replies):
     observe: Callable[[Chunk], None] | None = None
     weigh: Callable[[RecordDict], int] | None = None
     received_bytes: dict[int, int] = field(default_factory=dict)
+    busy: Callable[[AdmittedReplies, np.ndarray], np.ndarray | None] | None = None
 
     def __post_init__(self) -> None:
         self._failure = ""
@@ -260,8 +265,14 @@ class AdmittedReplies(Replies):
             if len(good):
                 if self.observe is not None:
                     self.observe(good)
-                yield good
+                yield self._timed(good)
         self._end()
+
+    def _timed(self, chunk: Chunk) -> Chunk:
+        seconds_K = None if self.busy is None else self.busy(self, chunk.client_index)
+        if seconds_K is None:
+            return chunk
+        return replace(chunk, metrics={**chunk.metrics, BUSY: seconds_K})
 
     def _stacked_messages(self) -> Iterator[Chunk]:
         seen: set[int] = set()

@@ -32,6 +32,8 @@ APART = ("audit",)
 
 _BASE = "base"
 
+_SAYS = re.compile(r"# (?:Trust|Try): ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -41,13 +43,16 @@ class Entry:
         name: What to type: `scenario=<name>`, or `<group>=<name>`.
         summary: The first line of the file, if that is a comment; else empty.
         path: The YAML file.
-        trust: Who is trusted with what, where the file's second line says it (`# Trust: ...`).
+        trust: Who is trusted with what, where a comment below it says it (`# Trust: ...`).
+        example: What to type to try a part that not every scenario takes, where a comment says it
+            (`# Try: scenario=... ...`).
     """
 
     name: str
     summary: str
     path: Path
     trust: str = ""
+    example: str = ""
 
     @property
     def paper(self) -> str:
@@ -87,9 +92,15 @@ def _entry(file: Path) -> Entry:
     # A damaged file must not hide the others from a listing; `compose` is where it is refused.
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
-            first, second = lines.readline(1000).strip(), lines.readline(1000).strip()
+            head = [lines.readline(1000).strip() for _ in range(3)]
     except OSError:
-        first = second = ""
-    summary = first.lstrip("#").strip() if first.startswith("#") else ""
-    trust = second.removeprefix("# Trust:").strip() if second.startswith("# Trust:") else ""
-    return Entry(name=file.stem, summary=summary, path=file, trust=trust)
+        head = [""]
+    summary = head[0].lstrip("#").strip() if head[0].startswith("#") else ""
+    said = dict(line.removeprefix("# ").split(": ", 1) for line in head[1:] if _SAYS.match(line))
+    return Entry(
+        name=file.stem,
+        summary=summary,
+        path=file,
+        trust=said.get("Trust", ""),
+        example=said.get("Try", ""),
+    )

@@ -76,22 +76,43 @@ class Meter:
         self.fleet = fleet
         self._training: LocalEffort | None = None
         self._evaluating: dict[int, float] = {}
+        self._latest: tuple[AdmittedReplies, tuple[np.ndarray, np.ndarray | None]] | None = None
 
     def footprint(self, exchange: str, replies: AdmittedReplies) -> dict[str, list[float]]:
         """Return the columns of one exchange, `"train"` or `"evaluate"`, once it has been drawn.
 
         By client index, ascending.
         """
-        down_K = self._down(replies)
+        down_K, flops_K = self._known(exchange, replies)
         clients = replies.clients
         up_K = np.array([replies.received_bytes.get(k, 0) for k in clients.tolist()], np.float64)
         columns = {CLIENT: clients, DOWN: down_K, UP: up_K}
-        flops_K = self._flops(exchange, replies, clients)
         if flops_K is not None:
             flops_K = np.where(up_K > 0, flops_K, 0.0)
             seconds_K = self.fleet.seconds(clients, down_K, flops_K, up_K)
             columns |= {FLOPS: flops_K, SECONDS: seconds_K}
         return {name: column.tolist() for name, column in columns.items()}
+
+    def busy(self, replies: AdmittedReplies, clients: np.ndarray) -> np.ndarray | None:
+        """Return the seconds of some clients of a training exchange, float64 `[K]`.
+
+        Their replies are in, others' need not be. None where operations are not counted.
+        """
+        down_K, flops_K = self._known("train", replies)
+        if flops_K is None:
+            return None
+        rows = np.searchsorted(replies.clients, clients)
+        up_K = np.array([replies.received_bytes[k] for k in clients.tolist()], np.float64)
+        return self.fleet.seconds(clients, down_K[rows], flops_K[rows], up_K)
+
+    def _known(
+        self, exchange: str, replies: AdmittedReplies
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return (bytes down, operations if they reply) of those asked, once one has replied."""
+        if self._latest is None or self._latest[0] is not replies:
+            known = self._down(replies), self._flops(exchange, replies, replies.clients)
+            self._latest = replies, known
+        return self._latest[1]
 
     # --- bytes -------------------------------------------------------------------------------
 

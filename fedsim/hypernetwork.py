@@ -97,17 +97,19 @@ class Hypernetwork:
 
     def gradient(self, clients: np.ndarray, vectors: Params) -> Params:
         """Return Σ_j (∂φ_j / ∂(θ, α))ᵀ v_j of vectors `[K, ...]`, by the names of `params`."""
-        leaves = {name: t.detach().requires_grad_() for name, t in self.params.items()}
+        deep = [name for name in self.params if not name.startswith("head/")]
+        leaves = {name: self.params[name].detach().requires_grad_() for name in deep}
         with torch.enable_grad():
-            out = self._forward(leaves, clients)
-            grads = torch.autograd.grad(
-                list(out.values()),
-                list(leaves.values()),
-                [vectors[name] for name in out],
-                materialize_grads=True,
-                allow_unused=True,
-            )
-        return dict(zip(leaves, grads, strict=True))
+            hidden = self._hidden(leaves, clients)
+        z, grads = hidden.detach(), {}
+        into_z = torch.zeros_like(z)
+        for name in self._shapes:  # of a linear head, without its output
+            v = vectors[name].flatten(1)
+            grads[f"head/{name}/weight"], grads[f"head/{name}/bias"] = v.T @ z, v.sum(0)
+            into_z += v @ self.params[f"head/{name}/weight"]
+        below = torch.autograd.grad(hidden, list(leaves.values()), into_z)
+        grads |= dict(zip(leaves, below, strict=True))
+        return {name: grads[name] for name in self.params}
 
     def step(
         self, clients: np.ndarray, sent: Params, returned: Params, *, lr: float, clip_norm: float
@@ -117,14 +119,16 @@ class Hypernetwork:
             return
         vectors = {name: (sent[name] - returned[name]) / len(clients) for name in self._shapes}
         grads = self.gradient(clients, vectors)
-        norm = float(torch.stack([g.double().norm() for g in grads.values()]).norm())
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads.values()]
+        norm = float(torch.stack(norms).norm())
         if not math.isfinite(norm):
             return  # no direction: what clients return is finite, but may overflow here
-        factor = min(1.0, clip_norm / norm) if norm else 1.0
+        if norm > clip_norm:
+            grads = {name: g * (clip_norm / norm) for name, g in grads.items()}
         adam, one = self._moments(), torch.ones(1, dtype=torch.bool)
         rows = {name: t.unsqueeze(0) for name, t in self.params.items()}
         moves = one.to(next(iter(rows.values())).device)
-        adam.step_(rows, {n: g.unsqueeze(0) * factor for n, g in grads.items()}, lr, moves)
+        adam.step_(rows, {name: g.unsqueeze(0) for name, g in grads.items()}, lr, moves)
 
     # --- state -------------------------------------------------------------------------------
 
@@ -167,15 +171,19 @@ class Hypernetwork:
     # --- helpers -----------------------------------------------------------------------------
 
     def _forward(self, params: Params, clients: np.ndarray) -> Params:
-        index = torch.from_numpy(clients).to(params[EMBEDDING].device)
-        z = params[EMBEDDING][index] @ params["in/weight"].T + params["in/bias"]
-        for layer in range(self.depth):
-            z = z.relu() @ params[f"hidden/{layer}/weight"].T + params[f"hidden/{layer}/bias"]
-        out = {}
+        z, out = self._hidden(params, clients), {}
         for name, shape in self._shapes.items():
             flat = z @ params[f"head/{name}/weight"].T + params[f"head/{name}/bias"]
             out[name] = flat.view(len(clients), *shape)
         return out
+
+    def _hidden(self, params: Params, clients: np.ndarray) -> Tensor:
+        """Return what the heads are applied to, `[K, width]`."""
+        index = torch.from_numpy(clients).to(params[EMBEDDING].device)
+        z = params[EMBEDDING][index] @ params["in/weight"].T + params["in/bias"]
+        for layer in range(self.depth):
+            z = z.relu() @ params[f"hidden/{layer}/weight"].T + params[f"hidden/{layer}/bias"]
+        return z
 
     def _moments(self) -> Adam:
         if self._adam is None:

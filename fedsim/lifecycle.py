@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
+_CLOCK = "clock/seconds"
+"""The name of the virtual clock's time there; absent where it cannot be told."""
 
 
 @dataclass(kw_only=True)
@@ -60,6 +62,7 @@ class Run:
                 return
             self._plan(max(self.simulation.last_round, saved.last_round))
             loop = self._loop()
+            loop.clock.seconds = _time(saved.state.pop(_CLOCK, None))
             mechanism, state = _split(saved.state)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
@@ -75,7 +78,7 @@ class Run:
             privacy=simulation.protection.planned().to_json(),
         )
         params = simulation.runtime.initial_params()
-        self._save(0, params)  # from here on, what was written is covered
+        self._save(loop, 0, params)  # from here on, what was written is covered
         yield from self._rounds(loop, params, done=0)
 
     @cached_property
@@ -139,7 +142,7 @@ class Run:
                 stopping = self.stop()
                 # Round 0 was saved before it was evaluated; a resumed run does that again.
                 if last and (last % every == 0 or last == loop.last_round or stopping):
-                    self._save(last, model)
+                    self._save(loop, last, model)
                     saved = last
                 yield report
                 if stopping:
@@ -147,7 +150,7 @@ class Run:
         except BudgetError as error:  # the model so far is good
             spent = error
             if last > saved:
-                self._save(last, model)
+                self._save(loop, last, model)
         status = "finished" if last >= loop.last_round else "interrupted"
         summary: dict[str, Any] = {
             "status": "budget" if spent else status,
@@ -163,13 +166,17 @@ class Run:
         if spent:
             raise spent
 
-    def _save(self, server_round: int, params: Params) -> None:
+    def _save(self, loop: RoundLoop, server_round: int, params: Params) -> None:
         simulation = self.simulation
         self.folder.save_checkpoint(
             server_round,
             simulation.last_round,
             params,
-            {**third_party.state_of(simulation.strategy), **self._mechanism()},
+            {
+                **third_party.state_of(simulation.strategy),
+                **self._mechanism(),
+                **_time_of(loop),
+            },
             simulation.settings.checkpoint.keep,
             self.ledger.chain,
         )
@@ -177,6 +184,16 @@ class Run:
     def _mechanism(self) -> State:
         state = self.simulation.protection.state_dict()
         return {_MECHANISM + name: value for name, value in state.items()}
+
+
+def _time_of(loop: RoundLoop) -> State:
+    """Return the clock's time as it is kept; JSON gives back every bit of a float."""
+    seconds = loop.clock.seconds
+    return {} if loop.meter is None or seconds is None else {_CLOCK: seconds}
+
+
+def _time(kept: object) -> float | None:
+    return float(kept) if isinstance(kept, (int, float)) else None
 
 
 def _split(state: State) -> tuple[State, State]:

@@ -191,7 +191,7 @@ class Run:
             group, name = head.group, head.name
 
         def make(comparison: Comparison) -> Picture | None:
-            return pictures.curves(comparison, group, name, by_time=False)
+            return pictures.curves(comparison, group, name, by="round")
 
         drawn = self._picture(others, make) if group in GROUPS and name else None
         if drawn is None:

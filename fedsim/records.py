@@ -47,6 +47,9 @@ ALIGNMENT = 64
 NUM_EXAMPLES = "num-examples"
 """The metric by which replies are weighted, as in Flower's own strategies."""
 
+BUSY = "busy-seconds"
+"""The column of simulated seconds that each reply took its client, where a strategy needs them."""
+
 EVALUATE, RECEIVED = "evaluate", "received-"
 """A key of an instruction to train: score the model as received, on held-out samples, too. The
 scores come back among the reply's metrics, under names that begin so."""

@@ -47,6 +47,8 @@ FINDINGS = "findings.json"
 STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 """Files written before the first round; a checkpoint covers each of them."""
 
+MAX_DIFF = 100_000
+"""How much of a checkout's changes is kept with a run, in characters."""
 SMOKE = "--smoke"
 """The line of `overrides.txt` that marks a run which was cut down and cannot be resumed."""
 
@@ -351,22 +353,40 @@ def environment(device: torch.device, seed: int, command: Sequence[str]) -> dict
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "git": _git(),
+        "git": checkout(),
     }
 
 
-def _git() -> dict[str, str | bool]:
-    """Return the commit of fedsim's own checkout and whether it has changes, if it is one."""
+def checkout(folder: Path = Path(__file__).parent) -> dict[str, str | bool | list[str]]:
+    """Return what the code of this run was, where it is a checkout; else nothing.
+
+    The commit; whether the files differ from it, and how, as `git diff` shows it (the first
+    `MAX_DIFF` characters); and the names of the first 100 files that are not tracked. An installed
+    package that lies in a checkout of something else is none.
+    """
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-        return answer.stdout.strip()
+        command = ["git", "-C", str(folder), *words]
+        answer = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
+        return answer.stdout
 
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+        ask("ls-files", "--error-unmatch", "__init__.py")
+        diff = ask("diff", "HEAD", "--no-ext-diff", "--no-color")
+        new = ask("ls-files", "--others", "--exclude-standard", "--full-name", ":/").splitlines()
+        told: dict[str, str | bool | list[str]] = {
+            "commit": ask("rev-parse", "HEAD").strip(),
+            "changed": bool(diff or new),
+            "diff": diff[:MAX_DIFF],
+            "untracked": new[:100],
+        }
     except (OSError, subprocess.SubprocessError):
         return {}
+    if len(diff) > MAX_DIFF:
+        told["diff-cut"] = True
+    return told
 
 
 def command_line() -> list[str]:

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from fedsim import seeds, third_party
 from fedsim.admission import Admission, AdmittedReplies
+from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Tamper
+from fedsim.clock import Clock
 from fedsim.footprint import Meter, content_bytes
 from fedsim.participation.base import Schedule
 from fedsim.protection.base import Protection
@@ -63,6 +65,8 @@ class RoundReport:
         seconds: Wall time of the round.
         footprint: Exchange -> what it took of its clients; see `fedsim.footprint`. Empty without a
             device profile.
+        simulated_seconds: Since the start of the run, on devices of that profile; see
+            `fedsim.clock`. None where they cannot be told.
     """
 
     server_round: int
@@ -81,6 +85,7 @@ class RoundReport:
     budget: float | None = None
     seconds: float = 0.0
     footprint: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,7 @@ class RoundLoop:
         last_round: The run ends after this round.
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
-        meter: Measures what exchanges take of clients; None to leave it out.
+        meter: Measures what exchanges take of clients; None to leave it out, and the clock.
         protection: The privacy mechanism.
         frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
             makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
@@ -171,7 +176,15 @@ class RoundLoop:
             started = time.perf_counter()
             scores = self.evaluation.central(params)
             seconds = time.perf_counter() - started
-            yield params, RoundReport(server_round=0, central=scores, seconds=seconds)
+            yield (
+                params,
+                RoundReport(
+                    server_round=0,
+                    central=scores,
+                    seconds=seconds,
+                    simulated_seconds=None if self.meter is None else self.clock.seconds,
+                ),
+            )
         for server_round in range(done + 1, self.last_round + 1):
             started = time.perf_counter()
             due, fused = self.evaluation.due(server_round, self.last_round), self.evaluation.fused
@@ -192,6 +205,7 @@ class RoundLoop:
             if self.meter is not None:
                 exchanges = {"train": train, "evaluate": clients}
                 footprint = {k: self.meter.footprint(k, e) for k, e in exchanges.items() if e.asked}
+                self._pass(footprint)
             yield (
                 params,
                 RoundReport(
@@ -211,11 +225,20 @@ class RoundLoop:
                     budget=None if self._epsilon is None else self.protection.budget(),
                     seconds=time.perf_counter() - started,
                     footprint=footprint,
+                    simulated_seconds=None if self.meter is None else self.clock.seconds,
                 ),
             )
 
     def __post_init__(self) -> None:
         self._epsilon: float | None = None
+        self.clock = Clock()
+
+    def _pass(self, footprint: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Let a round's simulated time pass."""
+        if isinstance(self.strategy, AsynchronousStrategy):
+            self.clock.seconds = self.strategy.simulated_seconds
+        else:
+            self.clock.advance(footprint.values())
 
     def train(
         self, server_round: int, params: Params, *, score: bool = False
@@ -297,6 +320,8 @@ class RoundLoop:
         replies = self.admission.admit(sent, received, like, extra, client_index)
         if self.meter is not None:
             replies.weigh = content_bytes
+            if expected is not None and isinstance(self.strategy, AsynchronousStrategy):
+                replies.busy = self.meter.busy
         return replies
 
     def _draw(self, replies: AdmittedReplies) -> Iterable[Message]:

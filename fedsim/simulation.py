@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsim import seeds, third_party
+from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Attackers, AttackPart
 from fedsim.catalog import APART
 from fedsim.client.runtime import ClientRuntime
@@ -45,6 +46,7 @@ from fedsim.participation.base import ParticipationPart, Population, Schedule, W
 from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
+from fedsim.protection.base import NoPrivacy
 from fedsim.query import Findings, QueryStrategy, Released, check_scenario
 from fedsim.records import Params
 from fedsim.report.shown import shown_clients
@@ -393,6 +395,8 @@ class Simulation:
             getattr(self, part)
         if self.topology.kind != "star":  # a star of millions would be made for nothing
             self.graph  # noqa: B018
+        if isinstance(self.strategy, AsynchronousStrategy):
+            self._check_asynchronous()
         if self.asking is not None:
             check_scenario(
                 self.asking,
@@ -400,6 +404,26 @@ class Simulation:
                 settings=rules,
                 holdout=self.partition_part.holdout,
                 attacked=self.attackers.tamper is not None or self.attackers.targets is not None,
+            )
+
+    def _check_asynchronous(self) -> None:
+        name = self._target("strategy")
+        if self.meter is None:
+            raise ConfigError(
+                f"strategy {name}: replies are used in the order in which they arrive on the "
+                "clients' devices, and the scenario has none; set devices=unequal (or equal)"
+            )
+        if not isinstance(self.privacy_part, NoPrivacy):
+            raise ConfigError(
+                f"privacy={self._target('privacy')}: takes those who are asked in a round for "
+                f"those whose replies it uses, and with strategy {name} they are others; set "
+                "privacy=none, or strategy=fedavg"
+            )
+        if self.settings.evaluation.decomposition:
+            raise ConfigError(
+                "evaluation.decomposition=true: the loss terms are of the round's participants, "
+                f"and with strategy {name} a model is made of earlier ones' replies; set "
+                "evaluation.decomposition=false"
             )
 
     @cached_property

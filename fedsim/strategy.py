@@ -117,6 +117,10 @@ class FedsimStrategy(Strategy, abc.ABC):
         """What the algorithm changes in a client's local work."""
         return ClientHalf()
 
+    def chosen(self, server_round: int, offered: np.ndarray) -> np.ndarray:
+        """Return whom to ask, sorted, of those who take part in a round."""
+        return offered
+
     def client_payload(self, context: Round) -> Params | PayloadOf:
         """Return what differs from client to client, name -> `[len(asked), ...]`.
 
@@ -167,6 +171,7 @@ class FedsimStrategy(Strategy, abc.ABC):
             asked = self.federation.schedule.select(server_round)
         else:
             asked = nodes.connected()
+        asked = self.chosen(server_round, asked)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
         self._round = Round(
             server_round=server_round,

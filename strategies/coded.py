@@ -35,9 +35,10 @@ from fedsim.client.sequential import TRAIN_LOSS
 from fedsim.client.whole import Cohort, Worked
 from fedsim.data.dataset import ServerData
 from fedsim.errors import ConfigError
+from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.models.autoencoder import CodedClassifier
 from fedsim.records import Params
-from fedsim.stacked_fit import IGNORED, Optimiser, fit
+from fedsim.stacked_fit import IGNORED, Gradients, Optimiser, fit
 from fedsim.strategy import FedsimStrategy
 
 BASE, HEAD = "base/", "head."
@@ -94,6 +95,52 @@ def errors(model: CodedClassifier, params: Params, x: Tensor) -> Tensor:
     again = functional_call(model.decoder, _part(params, "decoder."), (encode(model, params, x),))
     error: Tensor = (again - x).square().flatten(1).mean(1)
     return error
+
+
+class Reconstruction(nn.Module):
+    """An autoencoder alone, its tensors named as in the whole model."""
+
+    def __init__(self, model: CodedClassifier) -> None:
+        super().__init__()
+        self.encoder, self.decoder = model.encoder, model.decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the code keeps of `x [B, ...]`."""
+        again: Tensor = self.decoder(self.encoder(x))
+        return again
+
+
+def stacked_gradients(model: CodedClassifier) -> Gradients | None:
+    """Return the gradients of many users' mean `errors` by the layer rules; None: there are none.
+
+    Each layer is one product for all users, forth and back, and `torch.func` is left out.
+    """
+    if type(model) is not CodedClassifier:
+        return None  # the rules cannot see what another's layers do between them
+    try:
+        stacked = StackedModel(Reconstruction(model))
+    except NoRuleError:
+        return None
+    buffers: Params = {}
+
+    def gradients(params: Params, weight_KB: Tensor, x: Tensor) -> tuple[Params, Tensor]:
+        for name, rows in params.items():
+            if name not in buffers:
+                buffers[name] = torch.empty_like(rows)
+        stacked.tape.weights = params
+        size = x[0, 0].numel()
+        share_KB = weight_KB / weight_KB.sum(1, keepdim=True).clamp(min=1)
+        with torch.enable_grad():
+            folded = x.flatten(0, 1)
+            again = stacked.forward(folded, len(x))
+            error_N = F.mse_loss(again, folded, reduction="none").flatten(1).sum(1)
+            loss_K = (share_KB / size * error_N.view_as(share_KB)).sum(1)
+            edges = stacked.backward(loss_K.sum())
+        torch._foreach_zero_(list(buffers.values()))
+        stacked.contract_(buffers, edges, 1.0)
+        return buffers, loss_K.detach()
+
+    return gradients
 
 
 def _part(params: Params, prefix: str) -> Params:
@@ -262,6 +309,8 @@ class CodingUsers(ClientHalf):
             momentum=cohort.momentum,
             weight_decay=cohort.weight_decay,
             pull=self.mu,
+            # A user alone is the reference: plain `torch.func`.
+            gradients=stacked_gradients(model) if len(cohort) > 1 else None,
         )
         return Worked(arrays=fitted, metrics={TRAIN_LOSS: loss_K})
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from fedsim.config import Config, compose
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.lifecycle import Run
-from fedsim.results import STATIC, RunFolder, check_unchanged, json_line
+from fedsim.results import MAX_DIFF, STATIC, RunFolder, check_unchanged, checkout, json_line
 from fedsim.rounds import RoundReport
 from fedsim.simulation import Simulation, Smoke
 
@@ -103,6 +104,34 @@ def test_a_run_leaves_behind_what_it_should(whole: Path, config: Config) -> None
     assert sum(partition["sizes"]) == sum(map(sum, partition["histogram"])) == 1347
     shapes = {k: tuple(t.shape) for k, t in load_file(whole / "model.safetensors").items()}
     assert sorted(shapes.values()) == [(10,), (10, 64)]
+
+
+def test_what_a_checkout_was_is_told_whole(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("x = 1\n")
+    git("init")
+    assert checkout(package) == {}, "it lies in a checkout, and is not of it"
+    git("add", "package")
+    git("commit", "-m", "first")
+    told = checkout(package)
+    assert (told["changed"], told["diff"], told["untracked"]) == (False, "", [])
+    assert len(str(told["commit"])) == 40
+    (package / "__init__.py").write_text("x = 2\n")
+    (tmp_path / "new.py").write_text("")
+    told = checkout(package)
+    assert told["changed"]
+    assert "\n-x = 1\n+x = 2\n" in str(told["diff"])
+    assert told["untracked"] == ["new.py"]
+    assert "diff-cut" not in told
+    (package / "__init__.py").write_text("x = 3\n" * MAX_DIFF)
+    told = checkout(package)
+    assert told["diff-cut"]
+    assert len(str(told["diff"])) == MAX_DIFF
 
 
 def test_the_summary_is_of_the_whole_run(whole: Path) -> None:

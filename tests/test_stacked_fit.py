@@ -13,9 +13,12 @@ def problem():
     y = torch.randn(3, 6, generator=rng, dtype=torch.float64)
     weight = torch.ones(3, 6)
     weight[1, 4:] = 0  # a shorter batch
-    last = weight.clone()
+    others, one, last = weight.clone(), torch.zeros(3, 6), weight.clone()
+    others[0] = 0  # whose clock stands still,
+    one[0] = 1  # and who catches up
     last[2] = 0  # a model that has finished
-    return start, [((x, y), weight)] * 4 + [((x, y), last)] * 2
+    steps = [weight, weight, others, one, weight, one * 0, last, last]
+    return start, [((x, y), weight_KB) for weight_KB in steps]
 
 
 def loss(params, x, y):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedsim.client.runtime import ClientRuntime
+from fedsim.client.runtime import ClientRuntime, Pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,18 @@ class Plan:
 
 
 def make_plan(
-    runtime: ClientRuntime, clients: np.ndarray, server_round: int, *, sweep: bool = False
+    runtime: ClientRuntime,
+    clients: np.ndarray,
+    server_round: int,
+    *,
+    sweep: bool = False,
+    pool: Pool | None = None,
 ) -> Plan:
     """Draw the batches of `clients`: the same draws as one client at a time.
 
-    With `sweep`, every sample of each client once, in order.
+    With `sweep`, every sample of each client once, in order. `pool` is theirs, if it is there.
     """
-    pool = runtime.pool(clients.tolist())
+    pool = runtime.pool(clients.tolist()) if pool is None else pool
     batches = [
         runtime.work.sweep(len(rows))
         if sweep

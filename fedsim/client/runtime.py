@@ -245,7 +245,7 @@ class ClientRuntime:
         for client in clients:
             indices = self.partition.indices(client)
             index = torch.from_numpy(indices).to(self.dataset.train_x.device)
-            xs.append(self.partition.transform(client, self.dataset.train_x[index]))
+            xs.append(self.partition.transform(client, self.dataset.train_x.index_select(0, index)))
             y = self.dataset.train_y[index]
             y = y if relabel is None else relabel(client, y)
             positions = self.positions(client, len(indices), held_out=held_out)

@@ -138,13 +138,16 @@ class Cohort:
         Each is a batch `[K, B, ...]`, and which of its samples are true, bool `[K, B]`: none of a
         client that has finished.
         """
-        plan = make_plan(self._runtime, self.clients, self.server_round)
+        plan = make_plan(self._runtime, self.clients, self.server_round, pool=self._pool)
         back = np.argsort(plan.order)
         for rows_KB, lengths_K in zip(plan.rows[:, back], plan.lengths[:, back], strict=True):
             width = max(1, int(lengths_K.max()))
-            index = torch.from_numpy(rows_KB[:, :width]).to(plan.x.device)
+            index = torch.from_numpy(rows_KB[:, :width].flatten()).to(plan.x.device)
             true_KB = torch.from_numpy(np.arange(width) < lengths_K[:, None]).to(plan.x.device)
-            yield Batch(x=plan.x[index], y=plan.y[index]), true_KB
+            # Whole rows are copied, where `plan.x[index]` would copy number by number.
+            x, y = (t.index_select(0, index) for t in (plan.x, plan.y))
+            shape = tuple(true_KB.shape)
+            yield Batch(x=x.view(*shape, *x.shape[1:]), y=y.view(*shape, *y.shape[1:])), true_KB
 
     @cached_property
     def _held_out(self) -> Pool:

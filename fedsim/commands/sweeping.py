@@ -42,6 +42,31 @@ def sweep(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run points again that an earlier sweep has run.")
     ] = False,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            "--search",
+            min=1,
+            metavar="N",
+            help="Draw N points from intervals and lists, 'client.lr=tag(log,interval(0.01,1))', "
+            "for the best utility and, where the scenario is private, epsilon (extra: search).",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="Of --search: NAME, NAME:min or NAME:max.", metavar="NAME"),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            "--warmup",
+            help="Of --search: rounds before which no run is stopped for being beaten at the same "
+            "round; by default a quarter of them; 0 never stops one.",
+        ),
+    ] = None,
+    sampler_seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of --search: of the sampler; 0 by default.")
+    ] = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -56,6 +81,16 @@ def sweep(
 
         options.check_words(words or [])
 
-        chosen = front.Choice(jobs=jobs, ray=ray, name=name, fresh=fresh, as_json=as_json)
+        chosen = front.Choice(
+            jobs=jobs,
+            ray=ray,
+            name=name,
+            fresh=fresh,
+            as_json=as_json,
+            search=search,
+            metric=metric,
+            warmup=warmup,
+            sampler_seed=sampler_seed,
+        )
         if code := front.sweep(words or [], resume, chosen):
             raise typer.Exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from fedsim.compare import pictures, tables
 from fedsim.compare.members import Comparison, compare
@@ -15,6 +16,7 @@ from fedsim.files import write_atomic
 from fedsim.report import figures, page
 from fedsim.report.measures import MEASURED_BY, lower_is_better, show_seconds, word
 from fedsim.report.page import Html
+from fedsim.report.round_columns import By
 from fedsim.sweep.pictures import privacy_utility
 from fedsim.sweep.settings import by_meaning
 
@@ -97,9 +99,9 @@ def _pictures(comparison: Comparison, found: Sequence[Figures]) -> list[Picture]
     drawn: dict[str, Picture | None] = {}
     for each in found:
         if each.metric and f"{each.metric}-rounds" not in drawn:
-            for by_time in (False, True):
-                key = f"{each.metric}-{'time' if by_time else 'rounds'}"
-                drawn[key] = pictures.curves(comparison, each.where, each.metric, by_time=by_time)
+            for by in get_args(By):
+                key = f"{each.metric}-{'rounds' if by == 'round' else by}"
+                drawn[key] = pictures.curves(comparison, each.where, each.metric, by=by)
             drawn.setdefault("fairness", pictures.evenness(comparison, each.metric))
     drawn["participation"] = pictures.participation(comparison)
     drawn["holdings"] = pictures.holdings(comparison)

@@ -20,13 +20,24 @@ from fedsim.report import figures
 from fedsim.report.fairness import Fairness, fairness
 from fedsim.report.figures import BLACK, FULL, Mark
 from fedsim.report.heatmap import draw_cells
-from fedsim.report.measures import axis_label, is_shown, lower_is_better, scale, word
+from fedsim.report.measures import (
+    COST_AXIS,
+    COST_NOTES,
+    COST_WORDS,
+    axis_label,
+    is_shown,
+    lower_is_better,
+    scale,
+    word,
+)
 from fedsim.report.participation import raster
+from fedsim.report.round_columns import By
 from fedsim.report.run_folder import RunData
 from fedsim.sweep.pictures import MARKS
 
 _MARKS = (*MARKS, Mark(BLACK, "-", "x"), Mark(figures.YELLOW, "-.", "*"))
 MOST_RASTERS = 6
+_NOTES = {"time": "Compares what ran on like machines only.", **COST_NOTES}
 
 Draw = Callable[[Figure], None]
 
@@ -64,12 +75,14 @@ class Curve:
     spread_M: np.ndarray
 
 
-def curve(group: Group, where: str, metric: str, *, by_time: bool = False) -> Curve | None:
+def curve(group: Group, where: str, metric: str, *, by: By = "round") -> Curve | None:
     """Return mean and standard deviation over seeds, of the rounds that every seed measured."""
     series = []
     for member in group.members:
         one = member.data.rounds.metrics[where].get(metric)
         if one is None or not len(one.finite().round_M):
+            continue
+        if member.data.rounds.places(by) is None:
             continue
         series.append((member.data, one.finite()))
     if not series:
@@ -81,22 +94,22 @@ def curve(group: Group, where: str, metric: str, *, by_time: bool = False) -> Cu
         return None
     value_SM = np.array([one.value_M[np.isin(one.round_M, common)] for _, one in series])
     spread_M = value_SM.std(axis=0, ddof=1) if len(series) > 1 else np.zeros(len(common))
-    place_M = common.astype(np.float64)
-    if by_time:
-        place_M = np.mean([_seconds(data, common) for data, _ in series], axis=0)
+    place_M = np.mean([_places(data, common, by) for data, _ in series], axis=0)
     return Curve(place_M, value_SM.mean(axis=0), spread_M)
 
 
-def _seconds(data: RunData, round_M: np.ndarray) -> np.ndarray:
-    """Return the wall time at which rounds had ended."""
-    at = np.searchsorted(data.rounds.round_R, round_M)
-    seconds: np.ndarray = np.cumsum(data.rounds.seconds_R)[at]
-    return seconds
+def _places(data: RunData, round_M: np.ndarray, by: By) -> np.ndarray:
+    """Return where rounds lie on an axis, at their end."""
+    place_R = data.rounds.places(by)
+    if place_R is None:
+        raise ValueError(f"{data.path} does not know where its rounds lie by {by}")
+    places: np.ndarray = place_R[np.searchsorted(data.rounds.round_R, round_M)]
+    return places
 
 
-def curves(comparison: Comparison, where: str, metric: str, *, by_time: bool) -> Picture | None:
+def curves(comparison: Comparison, where: str, metric: str, *, by: By) -> Picture | None:
     """Return the curves of all settings that measured a metric."""
-    found = [(i, g, curve(g, where, metric, by_time=by_time)) for i, g in _numbered(comparison)]
+    found = [(i, g, curve(g, where, metric, by=by)) for i, g in _numbered(comparison)]
     drawn = [(i, g, c) for i, g, c in found if c is not None]
     if not drawn:
         return None
@@ -128,21 +141,22 @@ def curves(comparison: Comparison, where: str, metric: str, *, by_time: bool) ->
             )
         axes.margins(x=0.02)
         axes.set_ylabel(figures.label(axis_label(metric)))
-        if by_time:
-            axes.set_xlabel("wall time of the rounds so far (s)")
-        else:
+        if by == "round":
             figures.round_axis(axes)
+        else:
+            axes.set_xlabel(COST_AXIS[by])
         axes.set_title(_title(metric))
         _legend(figure, axes, len(drawn))
 
-    by = "wall time" if by_time else "round"
     band = "Mean over seeds; the band is one standard deviation. " if seeds > 1 else ""
-    note = "Compares what ran on like machines only." if by_time else ""
+    if seeds > 1 and by != "round":
+        band += "A round lies at the mean of its places over seeds. "
+    note = _NOTES.get(by, "")
     return Picture(
-        name=f"{metric.replace('-', '_')}_{'time' if by_time else 'rounds'}",
+        name=f"{metric.replace('-', '_')}_{'rounds' if by == 'round' else by}",
         size=(FULL, 4.3),
         draw=draw,
-        words=f"{word(metric)} by {by}, {len(drawn)} settings",
+        words=f"{word(metric)} by {COST_WORDS[by]}, {len(drawn)} settings",
         caption=band + note,
     )
 

@@ -64,7 +64,8 @@ def _page(home: Path, group: str, module: str, entries: list[Entry]) -> str:
         body = [line for line in text if not line.startswith("#")]
         lines += ["```yaml", *("\n".join(body).strip().split("\n")), "```", ""]
         command = "run" if group == "strategy" else "plan"
-        lines += ["```", f"fedsim {command} scenario=quickstart {group}={entry.name}", "```", ""]
+        words = entry.example or f"scenario=quickstart {group}={entry.name}"
+        lines += ["```", f"fedsim {command} {words}", "```", ""]
     lines += _results(home, [entry.name for entry in entries])
     return "\n".join(lines) + "\n"
 

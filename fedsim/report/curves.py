@@ -1,15 +1,26 @@
-"""The curves of a run by round: the test metric, over clients too, and the losses."""
+"""The curves of a run: the test metric and the losses by round; the metric by time and by bytes."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedsim.report import figures
 from fedsim.report.figures import CENTRAL, CLIENTS, HALF, TRAIN, Mark
-from fedsim.report.measures import Headline, axis_label, is_fraction, lower_is_better, scale, word
-from fedsim.report.round_columns import Rounds, Series, Spread
+from fedsim.report.measures import (
+    COST_AXIS,
+    COST_WORDS,
+    MEASURED_BY,
+    Headline,
+    axis_label,
+    is_fraction,
+    lower_is_better,
+    scale,
+    word,
+)
+from fedsim.report.round_columns import By, Rounds, Series, Spread
 
 TRAIN_LOSS = "train-loss"
 
@@ -70,6 +81,28 @@ def loss_curves(rounds: Rounds, head: Headline) -> str | None:
         _finish(axes, "loss")
 
     return figures.svg("loss", _SIZE, draw, fixed=True)
+
+
+def cost_curves(rounds: Rounds, head: Headline, by: By) -> str | None:
+    """Draw the headline metric over what the rounds took, as SVG; None where that is unknown."""
+    place_R, series = rounds.places(by), rounds.metrics[head.group].get(head.name)
+    if place_R is None or series is None:
+        return None
+    finite = series.finite()
+    place_M = place_R[np.searchsorted(rounds.round_R, finite.round_M)]
+    mark = {"central": CENTRAL, "clients": CLIENTS}.get(head.group, TRAIN)
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure)
+        _draw(axes, head.name, Series(place_M, finite.value_M), mark, MEASURED_BY[head.group])
+        axes.set_xlabel(COST_AXIS[by])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, prune="upper"))  # no label past the edge
+        axes.set_ylabel(figures.label(axis_label(head.name)))
+        shown = figures.label(word(head.name)).strip()
+        axes.set_title(f"{shown[:1].upper()}{shown[1:]} by {COST_WORDS[by]}")
+        _finish(axes, head.name)
+
+    return figures.svg(by, _SIZE, draw, fixed=True)
 
 
 def _axes(figure: Figure) -> Axes:

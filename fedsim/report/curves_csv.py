@@ -15,7 +15,8 @@ def curves_csv(rounds: Rounds) -> str:
     """Return the rounds as CSV, in full precision; a cell is empty where nothing was measured.
 
     Columns: round, asked, admitted, rejected; `rejected.<reason>`; `<group>.<metric>` of each
-    group; `per-client.<metric>.mean`, `.p10`, `.p90`; seconds.
+    group; `per-client.<metric>.mean`, `.p10`, `.p90`; seconds. With a device profile, also the
+    simulated seconds and megabytes that a run has taken so far.
     """
     round_R = rounds.round_R.tolist()
     columns: dict[str, Mapping[int, float]] = {
@@ -34,6 +35,11 @@ def curves_csv(rounds: Rounds) -> str:
         columns[f"per-client.{name}.p10"] = _dense(at, spread.low_M)
         columns[f"per-client.{name}.p90"] = _dense(at, spread.high_M)
     columns["seconds"] = _dense(round_R, rounds.seconds_R)
+    simulated_R, megabytes_R = rounds.places("simulated"), rounds.places("bytes")
+    if simulated_R is not None:
+        columns["simulated-seconds"] = _dense(round_R, simulated_R)
+    if megabytes_R is not None:
+        columns["megabytes"] = _dense(round_R, megabytes_R)
 
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

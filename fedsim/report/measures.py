@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.report.round_columns import PerClient, Rounds, Series
+from fedsim.report.round_columns import By, PerClient, Rounds, Series
 
 _FRACTIONS = ("accuracy", "precision", "recall", "f1", "auc")
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "perplexity")
@@ -21,6 +21,26 @@ MEASURED_BY = {
     "train": "during local training",
 }
 """Where a group of metrics was measured."""
+
+COST_WORDS: dict[By, str] = {
+    "round": "round",
+    "time": "wall time",
+    "simulated": "simulated time",
+    "bytes": "bytes moved",
+}
+COST_AXIS: dict[By, str] = {
+    "round": "round",
+    "time": "wall time of the rounds so far (s)",
+    "simulated": "simulated time (s)",
+    "bytes": "received and sent by clients so far (MB)",
+}
+"""What a metric is drawn over, and how its axis is named."""
+
+COST_NOTES: dict[By, str] = {
+    "simulated": "On devices of the scenario's profile; the server's own work takes no time.",
+    "bytes": "Of all messages of training and evaluation, as Flower encodes them.",
+}
+"""What to know of an axis that needs a device profile."""
 
 
 @dataclass(frozen=True, kw_only=True)

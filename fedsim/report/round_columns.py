@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,9 @@ GROUPS = ("train", "clients", "central", "diagnostics")
 """The fields of a round that hold named numbers."""
 
 CLIENT_INDEX = "client-index"
+
+By = Literal["round", "time", "simulated", "bytes"]
+"""What a metric is drawn over: rounds, wall time, or what the rounds so far took of the clients."""
 
 HUGE = 1e100
 """A value beyond this is as good as infinite: the run has diverged, and no axis can hold it."""
@@ -87,6 +90,8 @@ class Rounds:
         evaluated: The same of every round in which they were, in order.
         footprint: Exchange -> what it took of each client over all rounds.
         details: The first few rejections in words, with their round.
+        simulated_R: Simulated seconds since the start; NaN where they cannot be told.
+        bytes_R: Bytes that clients received and sent in each round; 0 without a device profile.
     """
 
     round_R: np.ndarray
@@ -100,6 +105,19 @@ class Rounds:
     details: tuple[tuple[int, str], ...]
     evaluated: tuple[PerClient, ...] = ()
     footprint: dict[str, PerClient] = field(default_factory=dict)
+    simulated_R: np.ndarray = field(default_factory=lambda: np.empty(0))
+    bytes_R: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def places(self, by: By) -> np.ndarray | None:
+        """Return where each round lies on an axis, float64 `[R]`, bytes in MB; None if unknown."""
+        if by == "round":
+            return self.round_R.astype(np.float64)
+        if by == "time":
+            return np.cumsum(self.seconds_R)
+        if by == "bytes":
+            return np.cumsum(self.bytes_R) / 1e6 if self.bytes_R.any() else None
+        known = len(self.simulated_R) and np.isfinite(self.simulated_R).all()
+        return self.simulated_R if known and self.simulated_R.any() else None
 
     @property
     def admitted_R(self) -> np.ndarray:
@@ -131,6 +149,7 @@ class _Line:
     spread: dict[str, tuple[float, float, float]]
     per_client: PerClient | None
     footprint: dict[str, PerClient]
+    simulated: float
     details: list[str]
 
 
@@ -199,6 +218,8 @@ def _columns(lines: list[_Line], latest: PerClient | None) -> Rounds:
             exchange: _summed([n.footprint[exchange] for n in lines if exchange in n.footprint])
             for exchange in dict.fromkeys(exchange for n in lines for exchange in n.footprint)
         },
+        simulated_R=np.array([line.simulated for line in lines], np.float64),
+        bytes_R=np.array([_bytes(line.footprint) for line in lines], np.float64),
     )
 
 
@@ -213,6 +234,12 @@ def _summed(rounds: list[PerClient]) -> PerClient:
         for name in shared
     }
     return PerClient(rounds[-1].server_round, client_K, total)
+
+
+def _bytes(footprint: dict[str, PerClient]) -> float:
+    columns = [one.values.get(n) for one in footprint.values() for n in ("bytes-down", "bytes-up")]
+    found = [np.nan_to_num(column).clip(0, END**2) for column in columns if column is not None]
+    return float(sum(column.sum() for column in found))
 
 
 def _series(points: list[tuple[int, float | None]]) -> Series:
@@ -237,6 +264,7 @@ def _parse(text: bytes) -> _Line:
         raise ValueError("not a round")
     server_round = _whole(line["server_round"])
     seconds = _number(line.get("seconds", 0.0))
+    simulated = _number(line.get("simulated_seconds"))
     per_client = _per_client(server_round, _mapping(line.get("per_client", {})))
     metrics = {
         group: {name: _number(v) for name, v in _mapping(line.get(group, {})).items()}
@@ -257,6 +285,7 @@ def _parse(text: bytes) -> _Line:
             for exchange, told in _mapping(line.get("footprint", {})).items()
             if (columns := _per_client(server_round, _mapping(told)))
         },
+        simulated=simulated if 0 <= simulated < END else math.nan,
         details=[str(text)[:1000] for text in _sequence(line.get("details", []))[:_MOST_DETAILS]],
     )
 

@@ -7,11 +7,13 @@ import base64
 import numpy as np
 
 from fedsim.report import page
-from fedsim.report.curves import loss_curves, metric_curves
+from fedsim.report.curves import cost_curves, loss_curves, metric_curves
 from fedsim.report.decomposition import decomposition_curves, decomposition_terms
 from fedsim.report.fairness import fairness, fairness_histogram
 from fedsim.report.holdings import holdings_image
 from fedsim.report.measures import (
+    COST_NOTES,
+    COST_WORDS,
     MEASURED_BY,
     Headline,
     best_round,
@@ -134,7 +136,18 @@ def curves(data: RunData, head: Headline | None) -> Html:
     odd = _not_drawable(data)
     lead = page.element("p", "Not drawn, because not finite (or beyond 1e100):") if odd else ""
     warning = page.element("div", lead, page.items(odd), css="box warn") if odd else ""
-    return page.section(title, warning, page.element("div", first, second, css="pair"))
+    pair = page.element("div", first, second, css="pair")
+    return page.section(title, warning, pair, _costs(data, head))
+
+
+def _costs(data: RunData, head: Headline) -> Html:
+    """Return the curves over simulated time and over bytes, where there is a device profile."""
+    found: list[Html] = []
+    for by, note in COST_NOTES.items():
+        drawn = cost_curves(data.rounds, head, by)
+        if drawn:
+            found.append(page.figure(drawn, note, f"{word(head.name)} by {COST_WORDS[by]}"))
+    return page.element("div", *found, css="pair") if found else Html("")
 
 
 def _band_words(data: RunData) -> str:

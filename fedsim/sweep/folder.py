@@ -33,6 +33,7 @@ SWEEP, POINTS, LOGS, STOP = "sweep.yaml", "points.jsonl", "logs", "stop"
 
 PLANNED, STARTED, FINISHED = "planned", "started", "finished"
 BUDGET, FAILED, INTERRUPTED = "budget", "failed", "interrupted"
+PRUNED = "pruned"  # a search stopped it, as another point was better; see fedsim.sweep.pruning
 AGAIN = "again"  # it was done, but its run folder is gone
 DONE = (FINISHED, BUDGET)
 """There is nothing left to run: all rounds, or all that the privacy budget allows."""
@@ -80,14 +81,27 @@ class SweepFolder:
 
     @classmethod
     def create(
-        cls, root: Path, name: str, command: Sequence[str], entries: Sequence[Entry]
+        cls,
+        root: Path,
+        name: str,
+        command: Sequence[str],
+        entries: Sequence[Entry],
+        search: Mapping[str, Any] | None = None,
     ) -> SweepFolder:
         """Make a new folder; it appears with all of its points, or not at all.
+
+        Args:
+            root: Of all sweeps.
+            name: Of this one.
+            command: What was typed.
+            entries: The points.
+            search: Of a search, whose points come one by one: what is to be found in `sweep.yaml`;
+                its `hash` stands for the points.
 
         Raises:
             ConfigError: It cannot be made there.
         """
-        digest = digest_of(entries)
+        digest = str(search["hash"]) if search else digest_of(entries)
         head = {"name": name, "command": list(command), "hash": digest, "points": len(entries)}
         axes: dict[str, list[str]] = {}
         for entry in entries:
@@ -95,6 +109,7 @@ class SweepFolder:
                 if value not in axes.setdefault(key, []):
                     axes[key].append(value)
         head |= {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "axes": axes}
+        head |= {"search": dict(search)} if search else {}
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}_{digest[:8]}"
         building = root / name / f".building-{stamp}-{os.getpid()}"
         try:
@@ -118,7 +133,8 @@ class SweepFolder:
         for path in sorted((root / name).glob(f"*_{digest[:8]}*"), reverse=True):
             if not path.name.startswith(".") and (path / SWEEP).is_file():
                 found = cls.open(path)
-                if digest_of(found.entries) == digest:
+                head = found.head()
+                if (head["hash"] if "search" in head else digest_of(found.entries)) == digest:
                     return found
         return None
 
@@ -216,12 +232,21 @@ class SweepFolder:
     def record(self, number: int, status: str, **what: str | None) -> Entry:
         """Write down what becomes of a point; it is on the disk when this returns."""
         event = {"point": number, "status": status, **{k: v for k, v in what.items() if v}}
+        self._append(event)
+        self.entries[number - 1] = _changed(self.entries[number - 1], event)
+        return self.entries[number - 1]
+
+    def _append(self, event: Mapping[str, Any]) -> None:
         with (self.path / POINTS).open("ab") as file:
             file.write(f"{json.dumps(event)}\n".encode())
             file.flush()
             os.fsync(file.fileno())
-        self.entries[number - 1] = _changed(self.entries[number - 1], event)
-        return self.entries[number - 1]
+
+    def add(self, entry: Entry) -> Entry:
+        """Write down one more point, which has the next number."""
+        self._append(_planned(entry))
+        self.entries.append(entry)
+        return entry
 
     def run_of(self, entry: Entry) -> Path | None:
         """Return a point's run folder, as a path from here; it may not exist yet."""
@@ -234,6 +259,10 @@ class SweepFolder:
     def log_of(self, entry: Entry) -> Path:
         """Return where the process of a point prints to."""
         return self.path / LOGS / f"{entry.number:04d}.txt"
+
+    def prune_file(self, entry: Entry) -> Path:
+        """Once this file is there, the point stops after its round; it says why."""
+        return self.path / LOGS / f"{entry.number:04d}.pruned"
 
     @property
     def stop_file(self) -> Path:

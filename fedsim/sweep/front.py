@@ -32,6 +32,10 @@ class Choice:
     name: str | None = None
     fresh: bool = False
     as_json: bool = False
+    search: int | None = None
+    metric: str | None = None
+    warmup: int | None = None
+    sampler_seed: int | None = None
 
 
 def sweep(words: Sequence[str], resume: Path | None, choice: Choice) -> int:
@@ -42,16 +46,37 @@ def sweep(words: Sequence[str], resume: Path | None, choice: Choice) -> int:
         ResumeError: The sweep's folder is damaged, in use, or of a scenario that was changed.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
-    folder, configs = _new(words, choice) if resume is None else _old(words, resume, choice)
+    only = {"--metric": choice.metric, "--warmup": choice.warmup, "--seed": choice.sampler_seed}
+    given = [option for option, value in only.items() if value is not None]
+    if given and (choice.search is None or resume is not None):
+        raise ConfigError(f"{given[0]} says how to begin a search; it goes with --search N alone")
+    if choice.search is not None and resume is None:
+        folder, configs = _new_search(words, choice)
+    else:
+        folder, configs = _new(words, choice) if resume is None else _old(words, resume, choice)
+    head = folder.head().get("search")
+    if choice.search is not None and head is None:
+        raise ConfigError(f"{resume} is a sweep over a grid, not a search; leave --search out")
     with ExitStack() as stack:
         lock = stack.enter_context(folder.lock())
-        if resume is None and not choice.fresh:
+        if resume is None and not choice.fresh and head is None:
             taken = runner.take_over(folder)
             _say(choice, f"{taken} points were run by an earlier sweep" if taken else "")
-        pool = _pool(choice, lock, len(folder.entries))
-        _say(choice, f"{len(folder.entries)} points, {pool.slots} at once: {folder.path}")
+        points = len(folder.entries)
+        loop = None
+        if head is not None:
+            from fedsim.sweep import search
+
+            what = search.reopen(folder, choice.search)
+            points = what.trials
+        pool = _pool(choice, lock, points)
+        shown = display(as_json=choice.as_json)
+        if head is not None:
+            known = {} if choice.fresh else runner.run_before(folder)
+            loop = search.SearchLoop(folder, configs, pool, shown, what, known)
+        _say(choice, f"{points} points, {pool.slots} at once: {folder.path}")
         try:
-            rows = runner.run_sweep(folder, configs, pool, display(as_json=choice.as_json))
+            rows = loop.run() if loop else runner.run_sweep(folder, configs, pool, shown)
         except KeyboardInterrupt as error:
             error.add_note(f"go on with: {_again(folder)}")
             raise
@@ -71,6 +96,25 @@ def _new(words: Sequence[str], choice: Choice) -> tuple[SweepFolder, list[Config
             by_hash = {config.hash: config for config in configs}
             return found, [by_hash[entry.hash] for entry in found.entries]
     return SweepFolder.create(root, name, command_line(), entries), configs
+
+
+def _new_search(words: Sequence[str], choice: Choice) -> tuple[SweepFolder, list[Config]]:
+    """Make the folder of a search, or find that of the same one."""
+    from fedsim.sweep import search
+
+    asked = search.Search(
+        words=tuple(words),
+        trials=choice.search or 0,
+        metric=choice.metric,
+        warmup=choice.warmup,
+        sampler_seed=choice.sampler_seed or 0,
+    )
+    _, corners, head = search.start(words, asked)
+    root, name = runner.place(corners, choice.name)
+    found = None if choice.fresh else SweepFolder.find(root, name, head["hash"])
+    if found is not None:
+        return found, runner.check_unchanged(found)
+    return SweepFolder.create(root, name, command_line(), [], head), []
 
 
 def _old(words: Sequence[str], resume: Path, choice: Choice) -> tuple[SweepFolder, list[Config]]:
@@ -97,6 +141,7 @@ def _tell(folder: SweepFolder, rows: Sequence[Row], report: Path, choice: Choice
     """Say how it ended, the failed points last; return the exit code."""
     failed = [row for row in rows if row.entry.status == states.FAILED]
     done = [row for row in rows if row.entry.status in DONE]
+    pruned = sum(row.entry.status == states.PRUNED for row in rows)
     told = read_json(folder.path / SUMMARY)
     if choice.as_json:
         end = {
@@ -105,14 +150,16 @@ def _tell(folder: SweepFolder, rows: Sequence[Row], report: Path, choice: Choice
             "report": str(report),
             "points": len(rows),
             "done": len(done),
+            "pruned": pruned,
             "failed": [as_json(row) for row in failed],
         }
         sys.stdout.write(json.dumps(end) + "\n")
     for line in settings_lines(told):
         _say(choice, line)
-    _say(choice, f"{len(done)} of {len(rows)} points done")
+    more = f", {pruned} pruned" if pruned else ""
+    _say(choice, f"{len(done)} of {len(rows)} points done{more}")
     _say(choice, f"report:  {report}")
-    stopped = len(done) + len(failed) < len(rows)
+    stopped = len(done) + len(failed) + pruned < len(rows)
     lines = []
     if failed:
         lines.append(f"{len(failed)} of {len(rows)} points failed:")

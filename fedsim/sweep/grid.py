@@ -176,7 +176,7 @@ def _scenarios(parser: OverridesParser, word: str, root: Path | None) -> _Axis:
         parsed = read(parser, word)
         if parsed.is_sweep_override():
             known = [entry.name for entry in catalog.scenarios(root)]
-            names = [str(getattr(v, "text", v)) for v in _values(parsed, word, known)]
+            names = [str(getattr(v, "text", v)) for v in values_of(parsed, word, known)]
             return _Axis(SCENARIO, {name: name for name in names})
     return _Axis(SCENARIO, {name: name})
 
@@ -187,11 +187,11 @@ def _axis(parsed: Override, word: str, scenario: str, root: Path | None) -> _Axi
         _, equals, value = word.partition("=")
         return _Axis(key, {value if equals else "(default)": word})
     names = sources.find(scenario, root).options(key) if key in GROUPS else []
-    values = [Transformer.str(value) for value in _values(parsed, word, names)]
+    values = [Transformer.str(value) for value in values_of(parsed, word, names)]
     return _Axis(key, {value: f"{parsed.get_key_element()}={value}" for value in values})
 
 
-def _values(parsed: Override, word: str, names: Sequence[str]) -> list[Any]:
+def values_of(parsed: Override, word: str, names: Sequence[str]) -> list[Any]:
     """Return the values of a word, each once.
 
     Raises:

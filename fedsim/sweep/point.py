@@ -25,6 +25,7 @@ from fedsim.results import CONFIG, OVERRIDES, SUMMARY, RunFolder
 from fedsim.rounds import RoundReport
 from fedsim.simulation import Simulation
 from fedsim.sweep.outcome import read_json
+from fedsim.sweep.pruning import Rule
 
 INTERRUPTED = 130
 
@@ -38,6 +39,7 @@ class Job:
         hash: That its configuration must have.
         run: Its folder; gone on with if something has run in it.
         stop: While this file is there, the run stops after its round, with a checkpoint.
+        rule: By which it stops itself, too, as a `pruning.Rule`; empty for none.
     """
 
     scenario: str
@@ -45,6 +47,7 @@ class Job:
     hash: str
     run: str
     stop: str
+    rule: str = ""
 
     def to_json(self) -> str:
         """Return one line that `from_json` reads."""
@@ -89,13 +92,18 @@ def _run(job: Job) -> tuple[int, str]:
     # What `env.json` is to hold: the command that repeats this run alone.
     sys.argv = ["fedsim", "run", f"scenario={job.scenario}", *job.overrides]
     run, stop = Path(job.run), Path(job.stop)
+    rule = Rule.from_json(job.rule) if job.rule else None
+
+    def asked() -> bool:
+        return stop.exists() or (rule is not None and rule.stops(run))
+
     there = all((run / name).is_file() for name in (CONFIG, OVERRIDES))
     if there and RunFolder.open(run).config().hash != job.hash:
         raise ResumeError(f"{run} is a run of another configuration; remove it to run this again")
     with closing(Simulation(config)) as simulation:
         simulation.loop  # noqa: B018  build and check everything before a folder is made
         folder = RunFolder.open(run) if there else RunFolder.create(config, at=run)
-        drive(Run(simulation=simulation, folder=folder, stop=stop.exists), _Silent(), resume=there)
+        drive(Run(simulation=simulation, folder=folder, stop=asked), _Silent(), resume=there)
     status = str(read_json(run / SUMMARY).get("status"))
     code = {"finished": 0, "interrupted": INTERRUPTED}.get(status, BudgetError.exit_code)
     return code, status if code else ""

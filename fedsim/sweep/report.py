@@ -18,7 +18,7 @@ from fedsim.files import write_atomic
 from fedsim.report import page
 from fedsim.report.measures import scale, show, show_seconds, word
 from fedsim.report.page import Html
-from fedsim.sweep.folder import FAILED, SweepFolder
+from fedsim.sweep.folder import FAILED, PRUNED, SweepFolder
 from fedsim.sweep.outcome import TERMS
 from fedsim.sweep.pictures import over_axis, privacy_utility
 from fedsim.sweep.settings import (
@@ -122,7 +122,7 @@ def summary(
                 "composed_delta": cost.composed_delta,
                 "best_of_epsilon": cost.best_of,
                 "best_of_mean_runs": cost.best_of_runs,
-                "statement": describe(cost),
+                "statement": describe(cost, searched="search" in folder.head()),
             }
             for cost in tuning_costs(runs)
         ],
@@ -148,7 +148,7 @@ def render(folder: SweepFolder, runs: Sequence[SweepRun], settings: Sequence[Set
         f"{name}: {len(runs)} points (fedsim sweep)",
         _top(name, runs, settings),
         _problems(runs),
-        _pictures(runs, settings),
+        _pictures(runs, settings, searched="search" in head),
         _by_setting(settings),
         _all_points(folder, runs),
         _repeat(head),
@@ -166,8 +166,10 @@ def render(folder: SweepFolder, runs: Sequence[SweepRun], settings: Sequence[Set
 def _top(name: str, runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
     done = sum(run.done for run in runs)
     failed = sum(run.entry.status == FAILED for run in runs)
-    state = "finished" if done == len(runs) else f"{done} of {len(runs)} done"
-    css = "good" if done == len(runs) else "warn" if failed else "wait"
+    pruned = sum(run.entry.status == PRUNED for run in runs)
+    over = done + pruned == len(runs)
+    state = "finished" if over else f"{done} of {len(runs)} done"
+    css = "good" if over else "warn" if failed else "wait"
     title = page.element(
         "div",
         page.element("h1", name),
@@ -176,6 +178,7 @@ def _top(name: str, runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Ht
     )
     seeds = max((setting.planned for setting in settings), default=0)
     note = f"{len(settings)} settings, up to {seeds} seeds each; {failed} failed"
+    note += f"; {pruned} stopped early, as another point was better" if pruned else ""
     tiles = [("Points", f"{done} of {len(runs)}", note)]
     for metric in _metrics(settings):
         top = best(settings, metric)
@@ -183,8 +186,8 @@ def _top(name: str, runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Ht
             tiles.append((f"Best {word(metric)}", _value(top), top.label or "the only setting"))
     seconds = sum(run.outcome.seconds for run in runs)
     tiles.append(("Computing", show_seconds(seconds), "wall time of all runs, added up"))
-    over = page.element("p", "fedsim sweep report", css="over")
-    return page.element("header", over, title, page.tiles(tiles))
+    above = page.element("p", "fedsim sweep report", css="over")
+    return page.element("header", above, title, page.tiles(tiles))
 
 
 def _problems(runs: Sequence[SweepRun]) -> Html:
@@ -218,7 +221,7 @@ def _problems(runs: Sequence[SweepRun]) -> Html:
     return page.join(boxes)
 
 
-def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
+def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting], *, searched: bool) -> Html:
     sections: list[Html] = []
     for metric in _metrics(settings):
         able = [s for s in settings if s.metric == metric and len(s.value_S)]
@@ -249,7 +252,7 @@ def _pictures(runs: Sequence[SweepRun], settings: Sequence[Setting]) -> Html:
             )
             drawn = page.figure(picture, caption, f"{word(metric)}: {words}")
             sections.append(page.section(f"The grid: {word(metric)}", drawn))
-    costs = [page.element("p", describe(cost)) for cost in tuning_costs(runs)]
+    costs = [page.element("p", describe(cost, searched=searched)) for cost in tuning_costs(runs)]
     unknown = sum(run.outcome.epsilon_problem is not None for run in runs)
     if costs and unknown:
         more = (

@@ -70,11 +70,8 @@ def place(configs: Sequence[Config], name: str | None) -> tuple[Path, str]:
     return root, name
 
 
-def take_over(folder: SweepFolder) -> int:
-    """Take over, from earlier sweeps of the same name, points that have been run already.
-
-    That is what lets a grid grow: more seeds, more values. Returns how many were taken over.
-    """
+def run_before(folder: SweepFolder) -> dict[str, tuple[Path, Entry, str]]:
+    """Return what earlier sweeps of the same name have run: hash -> (run, its entry, sweep)."""
     known: dict[str, tuple[Path, Entry, str]] = {}
     for path in sorted(folder.path.parent.glob("*_*")):
         if path == folder.path or path.name.startswith("."):
@@ -85,6 +82,15 @@ def take_over(folder: SweepFolder) -> int:
                 run = other.run_of(entry)
                 if entry.status in DONE and run is not None and (run / "summary.json").is_file():
                     known[entry.hash] = run, entry, path.name
+    return known
+
+
+def take_over(folder: SweepFolder) -> int:
+    """Take over, from earlier sweeps of the same name, points that have been run already.
+
+    That is what lets a grid grow: more seeds, more values. Returns how many were taken over.
+    """
+    known = run_before(folder)
     count = 0
     for entry in list(folder.entries):
         if entry.status == states.PLANNED and entry.hash in known:
@@ -121,10 +127,15 @@ def run_sweep(
     The first Ctrl-C lets the points that run finish their round and save it; the second ends them
     at once, and then raises `KeyboardInterrupt`.
     """
-    return _Loop(folder, configs, pool, display).run()
+    return Loop(folder, configs, pool, display).run()
 
 
-class _Loop:
+class Loop:
+    """The loop over the points of a folder; a search is one that adds points as it goes on."""
+
+    over: tuple[str, ...] = DONE
+    """What a point must have come to for nothing more to be done about it."""
+
     def __init__(
         self, folder: SweepFolder, configs: Sequence[Config], pool: Pool, display: Display
     ) -> None:
@@ -134,14 +145,29 @@ class _Loop:
         self.running: dict[int, Watch] = {}
         self.waiting: deque[int] = deque()
 
+    def refill(self) -> None:
+        """Add points that can only be known by now; a grid has none."""
+
+    def rule(self, entry: Entry) -> str:
+        """Return by what rule a point is to stop itself; see `fedsim.sweep.pruning`."""
+        return ""
+
+    def settled(self, row: Row) -> None:
+        """Take note of a point that has ended."""
+
     def run(self) -> list[Row]:
+        """Run all that is left; see `run_sweep`."""
         for number, row in self.rows.items():
-            self._as_found(row)
-            if row.entry.status not in DONE:
+            self.as_found(row)
+            if row.entry.status not in self.over:
                 self.waiting.append(number)
         shown = 0.0
         with _Interrupts(self.folder.stop_file) as interrupts, self.pool, self.display:
-            while self.running or (self.waiting and not interrupts.asked):
+            while True:
+                if not interrupts.asked:
+                    self.refill()
+                if not (self.running or (self.waiting and not interrupts.asked)):
+                    break
                 while self.waiting and len(self.running) < self.pool.slots and not interrupts.asked:
                     self._start(self.waiting.popleft())
                 for number, code, reason in self.pool.ended():
@@ -160,7 +186,7 @@ class _Loop:
     def _all(self) -> list[Row]:
         return list(self.rows.values())
 
-    def _as_found(self, row: Row) -> None:
+    def as_found(self, row: Row) -> None:
         """Read what an earlier sitting left of a point; a kill may have kept it from saying so."""
         entry, run = row.entry, self.folder.run_of(row.entry)
         if run is None:
@@ -186,6 +212,7 @@ class _Loop:
             hash=entry.hash,
             run=str(run),
             stop=str(self.folder.stop_file),
+            rule=self.rule(entry),
         )
         self.pool.start(number, job, self.folder.log_of(entry))
         self.display.changed(row, self._all())
@@ -201,9 +228,14 @@ class _Loop:
 
     def _ended(self, number: int, code: int, reason: str) -> None:
         row = self.rows[number]
-        row.entry = self.folder.record(number, _STATUS.get(code, states.FAILED), reason=reason)
+        status = _STATUS.get(code, states.FAILED)
+        pruned = self.folder.prune_file(row.entry)
+        if status == states.INTERRUPTED and pruned.is_file():
+            status, reason = states.PRUNED, pruned.read_text(encoding="utf-8")
+        row.entry = self.folder.record(number, status, reason=reason)
         self._follow(number)
         del self.running[number]
+        self.settled(row)
         self.display.changed(row, self._all())
 
     def _follow(self, number: int) -> None:

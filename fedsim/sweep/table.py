@@ -26,6 +26,7 @@ from fedsim.sweep.folder import (
     FINISHED,
     INTERRUPTED,
     PLANNED,
+    PRUNED,
     STARTED,
     Entry,
 )
@@ -37,11 +38,12 @@ WORDS = {
     STARTED: "running",
     FINISHED: "finished",
     BUDGET: "budget spent",
+    PRUNED: "pruned",
     FAILED: "failed",
     INTERRUPTED: "stopped",
 }
 _STYLE = {STARTED: "bold", FINISHED: "green", BUDGET: "green", FAILED: "red", INTERRUPTED: "yellow"}
-_FIRST = {STARTED: 0, FAILED: 1, INTERRUPTED: 2, BUDGET: 3, FINISHED: 3}
+_FIRST = {STARTED: 0, FAILED: 1, INTERRUPTED: 2, BUDGET: 3, FINISHED: 3, PRUNED: 3}
 """Which rows are shown where not all of them fit."""
 
 
@@ -98,16 +100,16 @@ class PlainLines(Display):
     """One line per point that has ended."""
 
     def changed(self, row: Row, rows: Sequence[Row]) -> None:
-        if row.entry.status not in (*DONE, FAILED, INTERRUPTED):
+        if row.entry.status not in (*DONE, PRUNED, FAILED, INTERRUPTED):
             return
-        done = sum(other.entry.status in (*DONE, FAILED) for other in rows)
+        done = sum(other.entry.status in (*DONE, PRUNED, FAILED) for other in rows)
         parts = [f"{done}/{len(rows)}", row.entry.point.label, WORDS[row.entry.status]]
         if row.server_round is not None:
             parts.append(f"round {row.server_round}/{row.entry.rounds}")
         parts += [row.figures] if row.figures else []
         if row.epsilon is not None:
             parts.append(f"epsilon {row.epsilon.value:.3g} (delta {row.epsilon.delta:g})")
-        if row.entry.reason and row.entry.status == FAILED:
+        if row.entry.reason and row.entry.status in (FAILED, PRUNED):
             parts.append(row.entry.reason)
         sys.stdout.write("  ".join(parts) + "\n")
         sys.stdout.flush()
@@ -138,7 +140,7 @@ class LiveTable(Display):
         self._live.update(self._render(rows), refresh=True)
 
     def _render(self, rows: Sequence[Row]) -> Group:
-        ended = sum(row.entry.status in (*DONE, FAILED) for row in rows)
+        ended = sum(row.entry.status in (*DONE, PRUNED, FAILED) for row in rows)
         if self._at_first is None:
             self._at_first = ended
         foot = [_counts(rows)]

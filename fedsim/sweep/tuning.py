@@ -97,8 +97,26 @@ def best_of(privacy: Mapping[str, Any], runs: int) -> tuple[int, float] | None:
     return min(able.items()) if able else None
 
 
-def describe(cost: TuningCost) -> str:
-    """Return the cost in words, with everything that it depends on."""
+def describe(cost: TuningCost, *, searched: bool = False) -> str:
+    """Return the cost in words, with everything that it depends on.
+
+    Args:
+        cost: What it is.
+        searched: Whether later settings were chosen by the results of earlier runs. Then what an
+            epsilon will be is itself chosen on the way, and a sum that is known only at the end is
+            no guarantee at delta > 0, unless it stays under a bound that was set before: a privacy
+            filter (Rogers et al. 2016, arXiv:1605.08294).
+    """
+    if searched:
+        return (
+            f"Each epsilon here is that of one run (at most {cost.single.value:.3g}; "
+            f"{cost.single.meaning}), but settings were chosen by the results of the runs before, "
+            f"stopped runs among them. All {cost.runs} private runs count: their sum is epsilon "
+            f"{cost.composed:.3g} at delta {cost.composed_delta:.3g}, and holds as a guarantee "
+            "where bounds at least that large were set before the search began (basic composition "
+            "as a privacy filter, arXiv:1605.08294). Tuning not charged otherwise: the bound for "
+            "settings drawn at random (arXiv:2110.03620) is not for a search that learns."
+        )
     alone = (
         f"Each epsilon here is that of one run, chosen without looking at the others (at most "
         f"{cost.single.value:.3g}; {cost.single.meaning})."

@@ -35,24 +35,23 @@ class TAP(Search):
     """Some levels are shared.
 
     Attributes:
-        shared_levels: gs.
+        shared_levels: gs; null: 5 of every 12 levels, rounded down, but at least one.
         widening: κ: at shared levels up to κk candidates are kept.
         local_widening: The same at each client's own levels.
         slack: z; null keeps κk at every level.
     """
 
-    shared_levels: Annotated[int, Range(ge=1)] = 10
+    shared_levels: Annotated[int, Range(ge=1)] | None = None
     widening: Annotated[float, Range(ge=1)] = 2.0
     local_widening: Annotated[float, Range(ge=1)] = 1.0
     slack: Annotated[float, Range(ge=0)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.shared_levels >= self.levels:
+        if self.shared() >= self.levels:
             raise ConfigError(
-                f"shared_levels: {self.shared_levels} of {self.levels} levels; set fewer, e.g. "
-                f"strategy.shared_levels={max(1, self.levels * 5 // 12)}, or strategy=pem, which "
-                "shares all of them"
+                f"shared_levels: {self.shared()} of {self.levels} levels; set fewer, e.g. "
+                f"strategy.shared_levels={self._usual()}, or strategy=pem, which shares all of them"
             )
 
     def begin(self, dataset: Dataset, sizes_N: np.ndarray) -> Params:
@@ -65,7 +64,10 @@ class TAP(Search):
         return super().begin(dataset, sizes_N)
 
     def shared(self) -> int:
-        return self.shared_levels
+        return self._usual() if self.shared_levels is None else self.shared_levels
+
+    def _usual(self) -> int:
+        return max(1, self.levels * 5 // 12)
 
     def width(self, estimates: np.ndarray, std: float, level: int) -> int:
         return tree.kept_count(

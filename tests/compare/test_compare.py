@@ -108,7 +108,7 @@ def test_mean_deviation_and_worst_tenth_by_hand(four: list[Path]) -> None:
 def test_curves_are_means_over_seeds_and_time_adds_up(four: list[Path]) -> None:
     group = compare(four).groups[0]
     by_round = curve(group, "central", "accuracy")
-    by_time = curve(group, "central", "accuracy", by_time=True)
+    by_time = curve(group, "central", "accuracy", by="time")
     assert by_round is not None and by_time is not None
     assert by_round.place_M.tolist() == list(range(7))
     assert by_round.mean_M[-1] == pytest.approx(0.7)
@@ -116,6 +116,15 @@ def test_curves_are_means_over_seeds_and_time_adds_up(four: list[Path]) -> None:
     seconds = [sum(json.loads(line)["seconds"] for line in run) for run in lines]
     assert by_time.place_M[-1] == pytest.approx(np.mean(seconds))
     assert curve(group, "central", "nonsense") is None
+    assert curve(group, "central", "accuracy", by="simulated") is None
+    for path, pace in ((four[0], 2.0), (four[2], 4.0)):
+        told = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for line in told:
+            line["simulated_seconds"] = pace * line["server_round"]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    simulated = curve(compare(four).groups[0], "central", "accuracy", by="simulated")
+    assert simulated is not None
+    assert simulated.place_M.tolist() == [3.0 * r for r in range(7)]
     assert fair(group, "nonsense") is None
 
 

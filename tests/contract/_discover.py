@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.query import QueryStrategy
 from fedsim.strategy import FedsimStrategy
 
@@ -49,6 +50,12 @@ def make(name: str, **changes: object) -> Strategy:
 def is_ours(name: str) -> bool:
     return str(spec(name)["_target_"]).startswith("strategies.")
 
+
+ASYNCHRONOUS = [name for name in NAMES if issubclass(kind(name), AsynchronousStrategy)]
+"""They need devices, and in a round they ask those alone who are not busy."""
+
+EVERY_ROUND = [name for name in NAMES if name not in ASYNCHRONOUS]
+"""They ask all who take part in a round, and use the replies in it."""
 
 OURS = [name for name in NAMES if is_ours(name)]
 FLOWERS = [name for name in NAMES if not is_ours(name)]

@@ -13,7 +13,7 @@ from fedsim.errors import ResumeError
 from fedsim.participation.base import Schedule
 from fedsim.strategy import FedsimStrategy, Round
 from fedsim.third_party import StrategyError
-from tests.contract._discover import FLOWERS, NAMES, OURS, make, spec
+from tests.contract._discover import EVERY_ROUND, FLOWERS, NAMES, OURS, make, spec
 from tests.faults._bad import BAD
 from tests.strategies._toy import (
     Masks,
@@ -65,7 +65,7 @@ MINIMUM = {"krum": 5, "multikrum": 5, "bulyan": 7}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, CLIENTS])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_ROUND)
 def test_any_number_of_replies_makes_a_finite_model_of_the_same_kind(name, count):
     masks = np.tile(mask(*range(count)), (3, 1))
     params, reports = run(make(name), masks)
@@ -84,21 +84,21 @@ def test_nobody_asked_leaves_the_model(name):
     assert [(r.asked, r.admitted, r.rejected) for r in reports] == [(0, [], {})] * 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_ROUND)
 def test_nobody_replies_leaves_the_model(name):
     params, reports = run(make(name), np.ones((2, CLIENTS), bool), answer=lambda message: [])
     assert equal(params, START)
     assert [(r.asked, r.admitted) for r in reports] == [(CLIENTS, [])] * 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_ROUND)
 def test_only_bad_replies_leave_the_model(name):
     params, reports = run(make(name), np.ones((2, CLIENTS), bool), answer=BAD["weight"]["negative"])
     assert equal(params, START)
     assert [r.rejected for r in reports] == [{"weight": CLIENTS}] * 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_ROUND)
 def test_empty_rounds_between_others(name):
     """What an absent round does to the next one: FedAU's intervals grow, MIFA's model moves."""
     masks = np.array([mask(*range(9)), mask(), mask(*range(9))])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fedsim import catalog
+from fedsim.config import compose
 from fedsim.docs import links, site, write
 from fedsim.docs.algorithms import _target
+from fedsim.simulation import Simulation
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,26 @@ def test_every_algorithm_of_ours_has_its_page(pages: dict[str, str]) -> None:
             assert f"## `{group}={entry.name}`" in page
             assert "```text" in page, "its header, with the update rule"
             assert f"Source: `{module.replace('.', '/')}.py`" in page
-            assert f"scenario=quickstart {group}={entry.name}" in page
+            assert any(f"{group}={entry.name}" in words for words in _commands(page))
             assert f"{group}={entry.name}`" in pages[f"parts/{group}.md"]
+
+
+def _commands(page: str) -> list[list[str]]:
+    """Return the words of the commands that a page of an algorithm says to type."""
+    return [line.split()[2:] for line in page.split("\n") if re.match("fedsim (run|plan) ", line)]
+
+
+def test_what_the_pages_say_to_type_is_not_refused(pages: dict[str, str]) -> None:
+    count = 0
+    for name, page in pages.items():
+        if not name.startswith(("strategy/", "privacy/")):
+            continue
+        for words in _commands(page):
+            scenario = words[0].removeprefix("scenario=")
+            simulation = Simulation(compose(scenario, [*words[1:], "device=cpu"]))
+            assert simulation.loop.last_round >= 1, words
+            count += 1
+    assert count > 50
 
 
 def test_a_page_shows_the_result_of_its_algorithm(pages: dict[str, str]) -> None:

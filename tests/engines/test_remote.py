@@ -30,7 +30,7 @@ from fedsim.models.structure import layers_of
 from fedsim.records import to_record
 from fedsim.rounds import Evaluation, RoundLoop
 from fedsim.strategy import Federation, FedsimStrategy
-from tests.contract._discover import CODED, NAMES, kind, make, short
+from tests.contract._discover import CODED, EVERY_ROUND, kind, make, short
 from tests.engines._nodes import Clock, Nodes
 from tests.helpers import Everyone, Some, classification, make_runtime, run, shares
 from tests.strategies._toy import equal
@@ -398,7 +398,7 @@ SAMPLING = {
 }
 
 
-@pytest.mark.parametrize("name", [*NAMES, *SAMPLING])
+@pytest.mark.parametrize("name", [*EVERY_ROUND, *SAMPLING])
 def test_every_strategy_selects_and_ends_as_in_process(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

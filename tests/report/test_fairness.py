@@ -52,6 +52,7 @@ def test_every_client_by_last_and_best_round_and_the_footprint(fake_run):
         line["per_client"] = {**columns, "num-examples": [1.0, 1.0]}
         taken = {"client-index": [1.0], "bytes-down": [2e6], "bytes-up": [1e6]}
         taken |= {"flops": [3e9], "seconds": [0.5]}
+        line["simulated_seconds"] = 0.5 * line["server_round"]
         line["footprint"] = {"train": taken if line["server_round"] > 1 else {}}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = RunData.read(run)
@@ -63,6 +64,11 @@ def test_every_client_by_last_and_best_round_and_the_footprint(fake_run):
     mean, first, second = ["68.75 %", "81.25 %"], ["62.50 %", "75.00 %"], ["75.00 %", "87.50 %"]
     for cells in (["mean", *mean, *mean], ["0", *first, *second], ["1", *second, *first]):
         assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    assert "Accuracy by bytes moved" in page
+    assert "Accuracy by simulated time" not in page  # round 0 does not tell
+    lines[0]["simulated_seconds"] = 0.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Accuracy by simulated time" in render(RunData.read(run))
     taken = data.rounds.footprint["train"]
     assert taken.client_K.tolist() == [1] and taken.values["flops"].tolist() == [6e9]
     row = ["received, MB", *["4"] * 5]

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsim.admission import Admission
+from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.client import ClientContext
 from fedsim.engines.base import LocalGrid
 from fedsim.engines.flwr_compat import client_error, make_run
@@ -245,6 +246,17 @@ def failing(message: Message, reason: str = "out of memory") -> Message:
     return client_error(message, reason)
 
 
+class ToyMeter:
+    """Client k is busy for 1 + k / 8 seconds."""
+
+    def busy(self, replies: object, clients: np.ndarray) -> np.ndarray:
+        seconds: np.ndarray = 1 + clients / 8
+        return seconds
+
+    def footprint(self, exchange: str, replies: object) -> dict[str, list[float]]:
+        return {}
+
+
 def loop(
     strategy: Strategy,
     grid: ToyGrid,
@@ -265,6 +277,7 @@ def loop(
         evaluation=evaluation or Evaluation(central=None, clients=False, every=1),
         seed=seed,
         last_round=len(schedule.masks) if rounds is None else rounds,
+        meter=ToyMeter() if isinstance(strategy, AsynchronousStrategy) else None,  # type: ignore[arg-type]
     )
 
 

@@ -61,6 +61,44 @@ def phi_of(users):
     }
 
 
+# --- what users train ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_gradients_of_many_users_by_the_layer_rules_are_those_of_torch_func(bounded):
+    built, phi = model(), phi_of(3)
+    if bounded:
+        built.decoder.insert(len(built.decoder) - 1, torch.nn.Tanh())
+    x = torch.randn(3, 6, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weight_KB = torch.ones(3, 6, dtype=torch.float64)
+    weight_KB[1, 4:] = weight_KB[2] = 0  # a short batch, and a user who has finished
+
+    def mean(params, weight_B, x_B):
+        losses_B = coded_module.errors(built, params, x_B)
+        return (weight_B * losses_B).sum() / weight_B.sum().clamp(min=1)
+
+    gradients = coded_module.stacked_gradients(built)
+    gradients(phi, weight_KB, 2 * x)  # leaves nothing behind
+    grads, losses = gradients(phi, weight_KB, x)
+    expected, values = torch.vmap(torch.func.grad_and_value(mean))(phi, weight_KB, x)
+    assert grads.keys() == expected.keys() and torch.allclose(losses, values, rtol=1e-13, atol=0)
+    for name, rows in expected.items():
+        assert torch.allclose(grads[name], rows, rtol=1e-12, atol=1e-14)
+        assert not grads[name][2].any()
+    assert all(rows[:2].any() for rows in expected.values())
+
+
+def test_a_model_of_another_kind_has_no_layer_rules():
+    class Own(CodedClassifier):
+        pass
+
+    shape = {"hidden": [5], "latent": 3, "head_hidden": 4, "classes": 3, "bounded": False}
+    assert coded_module.stacked_gradients(Own((4, 2), **shape)) is None
+    built = model()
+    built.encoder.append(torch.nn.BatchNorm1d(3))
+    assert coded_module.stacked_gradients(built) is None
+
+
 # --- what the server keeps -------------------------------------------------------------------
 
 

@@ -1,0 +1,216 @@
+"""What asynchronous strategies share: clients in flight on the virtual clock.
+
+`concurrency` clients are busy at any time. One that has finished is replaced at once by another,
+which starts from the model as it is then. After `buffer` replies the server makes a new model: that
+is one round of the loop. Replies are computed in the round in which their clients start, since they
+depend on that round's model alone, and are held until the simulated time at which they arrive.
+
+Who starts in a round is known before anybody is asked: all free places are taken, and of the
+`buffer` arrivals that the round ends with, each but the last frees one place while its model is in
+force. So free + buffer − 1 clients are asked, in the order of a keyed draw among those that take
+part and were not in flight when the round began; if one fails, the next starts in its place. Where
+fewer clients are in flight than the buffer takes, a round ends with those that are, and where none
+is, the model and the clock stay.
+
+Held are `concurrency` updates, in memory and in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.errors import ConfigError, ResumeError
+from fedsim.events import EventQueue
+from fedsim.parts import Range
+from fedsim.records import BUSY, Params, Replies, moved
+from fedsim.strategy import FedsimStrategy, Round, State
+
+_HELD = "held/"
+_STATE = {"clients", "arrive", "started", "version", "now"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """A reply that reaches the server.
+
+    Attributes:
+        client: Whose it is.
+        staleness: τ, how many models the server has made since the client started.
+        arrays: What was held of it; see `AsynchronousStrategy.holds_updates`.
+    """
+
+    client: int
+    staleness: int
+    arrays: Params
+
+
+@dataclass(kw_only=True)
+class AsynchronousStrategy(FedsimStrategy):
+    """Base of strategies whose server does not wait for everybody.
+
+    Attributes:
+        concurrency: How many clients are busy at any time.
+    """
+
+    concurrency: Annotated[int, Range(ge=1)] = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._queue = EventQueue()
+        self._held: dict[int, Params] = {}
+        self._started: dict[int, int] = {}
+        self._version = 0
+        self._now = 0.0
+        self._order = np.arange(0)
+
+    # --- what an algorithm says --------------------------------------------------------------
+
+    @property
+    def takes(self) -> int:
+        """How many replies make a new model."""
+        return 1
+
+    @property
+    @abc.abstractmethod
+    def holds_updates(self) -> bool:
+        """Whether y_k − (the model that k started from) is held, or y_k itself."""
+
+    @abc.abstractmethod
+    def combine(self, params: Params, arrivals: Sequence[Arrival]) -> Params:
+        """Return the next model, of one reply or more, in the order of their arrival."""
+
+    # --- the clock ---------------------------------------------------------------------------
+
+    @property
+    def simulated_seconds(self) -> float:
+        """When the latest model was made."""
+        return self._now
+
+    def chosen(self, server_round: int, offered: np.ndarray) -> np.ndarray:
+        """See `FedsimStrategy.chosen`."""
+        seed = 0 if self.federation is None else self.federation.seed
+        rng = seeds.rng(seed, server_round, seeds.SERVER, "who-starts")
+        idle = offered[[int(client) not in self._queue for client in offered]]
+        wanted = max(0, self.concurrency - len(self._queue)) + self.takes - 1
+        self._order = rng.permutation(idle)[:wanted]
+        return np.sort(self._order)
+
+    def aggregate(self, context: Round, replies: Replies) -> Params:
+        busy = self._hold(context.params, replies)
+        waiting = [client for client in self._order.tolist() if client in busy]
+        arrived: list[int] = []
+        while True:
+            while waiting and len(self._queue) < self.concurrency:
+                client = waiting.pop(0)
+                self._queue.push(self._now + busy[client], client)
+                self._started[client] = self._version
+            if not self._queue:
+                break
+            self._now, client = self._queue.pop()
+            arrived.append(client)
+            if len(arrived) == self.takes:
+                break
+        if not arrived:
+            return context.params
+        params = self.combine(context.params, [self._take(client) for client in arrived])
+        self._version += 1
+        return params
+
+    def _hold(self, params: Params, replies: Replies) -> dict[int, float]:
+        """Keep what came; return how long each client is busy."""
+        busy: dict[int, float] = {}
+        for chunk in replies.chunks():
+            if BUSY not in chunk.metrics:
+                raise ConfigError(
+                    f"{type(self).__name__} needs to know how long each client is busy; set "
+                    "devices=unequal (or equal); if that is set, the run's log says why operations "
+                    "cannot be counted"
+                )
+            seconds_K = chunk.metrics[BUSY].tolist()
+            for row, client in enumerate(chunk.client_index.tolist()):
+                arrays = {name: rows[row] for name, rows in chunk.arrays.items()}
+                self._held[client] = {
+                    name: _difference(y, params[name]) if self.holds_updates else y.clone()
+                    for name, y in arrays.items()
+                }
+                busy[client] = seconds_K[row]
+        return busy
+
+    def _take(self, client: int) -> Arrival:
+        staleness = self._version - self._started.pop(client)
+        return Arrival(client=client, staleness=staleness, arrays=self._held.pop(client))
+
+    # --- checkpoints -------------------------------------------------------------------------
+
+    def state_dict(self) -> State:
+        pairs = self._queue.pairs()
+        clients = [client for _, client in pairs]
+        names = self._held[clients[0]] if clients else {}
+        return {
+            "now": self._now,
+            "version": self._version,
+            "clients": np.array(clients, np.int64),
+            "arrive": np.array([time for time, _ in pairs], np.float64),
+            "started": np.array([self._started[client] for client in clients], np.int64),
+            **{_HELD + n: torch.stack([self._held[k][n] for k in clients]) for n in names},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        if not set(state) >= _STATE:
+            raise ResumeError(
+                f"the state of {type(self).__name__} is {sorted(_STATE)} and what is held, but the "
+                f"checkpoint has {sorted(state)}; was the strategy changed?"
+            )
+        clients = np.asarray(state["clients"]).tolist()
+        self._now, self._version = float(state["now"]), int(state["version"])
+        self._queue = EventQueue(zip(np.asarray(state["arrive"]).tolist(), clients, strict=True))
+        started = np.asarray(state["started"]).tolist()
+        self._started = dict(zip(clients, started, strict=True))
+        held = {name: torch.as_tensor(rows) for name, rows in state.items() if _HELD in name}
+        self._held = {
+            client: {name.removeprefix(_HELD): rows[row].clone() for name, rows in held.items()}
+            for row, client in enumerate(clients)
+        }
+
+
+class WeightedSum:
+    """Σ w_k Δ_k in float64, one update at a time, so that it depends on their order alone.
+
+    Args:
+        params: x, the model to be moved.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.sums = {name: torch.zeros_like(x, dtype=torch.float64) for name, x in params.items()}
+
+    def add(self, update: Mapping[str, Tensor], weight: float) -> None:
+        """Add one update."""
+        for name, total in self.sums.items():
+            total.add_(update[name].to(total), alpha=weight)
+
+    def add_model(self, model: Mapping[str, Tensor], weight: float) -> None:
+        """Add the update from x to a model."""
+        self.add({n: _difference(model[n].to(x.device), x) for n, x in self.params.items()}, weight)
+
+    def step(self, scale: float) -> Params:
+        """Return x + scale · Σ w_k Δ_k in the dtypes of the model; integers are rounded."""
+        return moved(self.params, self.sums, scale)
+
+
+def _difference(y: Tensor, x: Tensor) -> Tensor:
+    """Return y − x; of integers too, as float64."""
+    return y - x if x.is_floating_point() else y.double() - x.double()
+
+
+def polynomial(staleness: int, exponent: float) -> float:
+    """Return (1 + τ)^(−a)."""
+    return float((1.0 + staleness) ** -exponent)
