@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import networkx as nx
 import numpy as np
 import torch
 from flwr.serverapp import Grid
@@ -51,7 +52,7 @@ from fedsim.records import Params
 from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
-from fedsim.topology.base import TopologyPart
+from fedsim.topology.base import TYPE, TopologyPart
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +250,7 @@ class Simulation:
                 trainable=lambda: self.runtime.trainable,
                 model=self.model,
                 server_data=self.dataset.server,
+                graph=lambda: self.graph,
             )
         return strategy
 
@@ -304,7 +306,24 @@ class Simulation:
     @cached_property
     def topology(self) -> TopologyPart:
         """Who is linked to whom."""
-        return self._part("topology", TopologyPart)
+        part, strategy = self._part("topology", TopologyPart), self._strategy
+        kinds = FedsimStrategy.topologies
+        if isinstance(strategy, FedsimStrategy):
+            kinds = strategy.topologies
+        if part.kind not in kinds:
+            fitting = " or ".join(TYPE[kind] for kind in TYPE if kind in kinds)
+            raise ConfigError(
+                f"topology={self._target('topology')}: strategy {self._target('strategy')} cannot "
+                f"run on a topology of kind '{part.kind}'; set {fitting}, or another strategy "
+                f"(for peers: strategy=dsgd or gradient_tracking; for edge servers: hierfavg)"
+            )
+        return part
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """The topology's graph."""
+        with _about("topology"):
+            return self.topology.graph(self.partition.num_clients, self.settings.seed)
 
     @cached_property
     def meter(self) -> Meter | None:
@@ -374,6 +393,8 @@ class Simulation:
             )
         for part in ("runtime", "topology"):
             getattr(self, part)
+        if self.topology.kind != "star":  # a star of millions would be made for nothing
+            self.graph  # noqa: B018
         if isinstance(self.strategy, AsynchronousStrategy):
             self._check_asynchronous()
         if self.asking is not None:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -29,6 +29,10 @@ from fedsim.models.structure import Layer
 from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
 from fedsim.records import Instructions, Params, PayloadOf, Replies, to_record, to_tensors
+from fedsim.topology.base import TopologyKind
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class Federation:
         model: The architecture, for strategies that train on the server's own data; its weights are
             never read. None if nobody knows.
         server_data: What the server has of its own, labelled; None if there is none.
+        graph: Makes the topology's graph (once); None if nobody knows.
     """
 
     num_clients: int
@@ -68,6 +73,7 @@ class Federation:
     trainable: Callable[[], Collection[str]] | None = None
     model: nn.Module | None = None
     server_data: ServerData | None = None
+    graph: Callable[[], nx.Graph] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,9 @@ class FedsimStrategy(Strategy, abc.ABC):
     sends_model: ClassVar[bool] = True
     """Whether clients are sent the global model. If not, their messages' `arrays` are empty, and
     what `client_payload` addresses to each is its model, under the model's names."""
+    topologies: ClassVar[frozenset[TopologyKind]] = frozenset({"star", "hierarchical"})
+    """Kinds of topology that it can run on. A central strategy needs a server; edge servers, where
+    there are some, then pass on what they are sent."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -263,6 +272,20 @@ class FedsimStrategy(Strategy, abc.ABC):
                 "layers=fedsim.models.structure.layers_of(model))"
             )
         return self.federation.layers
+
+    @property
+    def graph(self) -> nx.Graph:
+        """The topology's graph.
+
+        Raises:
+            ConfigError: Nobody has told.
+        """
+        if self.federation is None or self.federation.graph is None:
+            raise ConfigError(
+                f"{type(self).__name__} must know who is linked to whom, as a fedsim simulation "
+                "tells it; elsewhere, set strategy.federation = Federation(..., graph=...)"
+            )
+        return self.federation.graph()
 
     def trained(self, params: Params) -> Params:
         """Return the part of a model that clients train, as far as the server knows.

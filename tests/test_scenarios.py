@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 from safetensors.torch import save_file
@@ -78,6 +79,17 @@ WITH: dict[tuple[str, str], list[str]] = {
     ("partition", "natural"): [*PEOPLE, "partition.num_clients=null"],
     ("partition", "rotation"): IMAGES,
     ("participation", "uniform"): [COHORT],
+    **{
+        ("topology", name): ["strategy=dsgd", *more]
+        for name, more in {
+            "ring": [],
+            "torus": [],
+            "random_regular": ["topology.degree=3"],
+            "erdos_renyi": [],
+            "small_world": ["topology.neighbours=2"],
+            "graphml": ["topology.path={folder}/graph.graphml"],
+        }.items()
+    },
     ("participation", "trace"): ["participation.path={folder}/trace.csv"],
     **{("model", name): IMAGES for name in ("cnn", "cnn_cifar10", "cnn_cifar100", "cnn_svhn")},
     ("model", "resnet"): IMAGES,
@@ -99,6 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = [",".join(map(str, [*rng.integers(9, size=6), i % 2])) for i in range(80)]
     (folder / "tokens.csv").write_text("\n".join(["a,b,c,d,e,f,y", *tokens]) + "\n")
     (folder / "trace.csv").write_text("round,client\n1,0\n1,2\n")
+    nx.write_graphml(nx.path_graph(4), folder / "graph.graphml")
     words = [word.format(folder=folder) for word in [CLIENTS, COHORT, *TOKENS[:3]]]
     simulation = Simulation(compose("base", [*words, "model=text_classifier"]))
     save_file(simulation.runtime.initial_params(), folder / "start.safetensors")

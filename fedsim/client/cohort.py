@@ -72,13 +72,13 @@ class CohortTrainer:
                 told=told,
             )
         plan = make_plan(self.runtime, clients, server_round)
-        device = plan.x.device
+        device, own = plan.x.device, self._own(client_arrays, plan)
         make_step = partial(
             self.make_step,
             self.runtime,
-            weights=self._copies(params, len(clients)),
+            weights=self._copies(params, len(clients)) if params else self._rooms(own),
             start=params,
-            client_arrays=self._own(client_arrays, plan),
+            client_arrays=own,
             clients=plan.clients,
             steps_K=torch.from_numpy(plan.steps).to(device, self._precision),
             server_round=server_round,
@@ -160,6 +160,11 @@ class CohortTrainer:
         for name, tensor in params.items():
             copies[name].copy_(tensor.expand(count, *tensor.shape))
         return copies
+
+    def _rooms(self, own: Params) -> Params:
+        """Return room for the weights of clients that are sent models of their own, to `begin`."""
+        names = self.runtime.dtypes
+        return {name: self._block(name, own[name][0], len(own[name])) for name in names}
 
     def _block(self, name: str, like: Tensor, count: int) -> Tensor:
         """Return memory for `count` tensors, the same in each round."""
@@ -272,11 +277,13 @@ def personal_models(
         )
         return runtime.half.evaluated(params, Batch(x=x, y=y), context)
 
-    models = {name: t.new_empty((len(clients), *t.shape)) for name, t in params.items()}
+    models: Params = {}
     for _, index in length_groups(lengths, device):
         group = range(len(clients))[index] if isinstance(index, slice) else index.tolist()
         x, y = (torch.stack([getattr(batches[k], name) for k in group]) for name in ("x", "y"))
         arrays = {name: rows.to(device)[index] for name, rows in client_arrays.items()}
         for name, rows in torch.vmap(one)(x, y, arrays).items():
+            if name not in models:
+                models[name] = rows.new_empty((len(clients), *rows.shape[1:]))
             models[name][index] = rows
     return models

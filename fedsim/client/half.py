@@ -114,7 +114,8 @@ class ClientContext:
         """Return a number as a 0-d tensor of the model's precision, as for `upload`."""
         if isinstance(value, Tensor):
             return value
-        like = next(t for t in self.start.values() if t.is_floating_point())
+        known = (*self.start.values(), *self.arrays.values())  # who is sent no model has its own
+        like = next(t for t in known if t.is_floating_point())
         return torch.full((), value, dtype=like.dtype, device=like.device)
 
 

@@ -88,7 +88,7 @@ def train_client(
     )
     with torch.no_grad():
         began = half.begin(params, context)
-    local = {name: began[name].clone() for name in params}
+    local = {name: began[name].clone() for name in (params or runtime.dtypes)}
     trained = {name: local[name] for name in runtime.trainable}
     dropout = runtime.dropout(server_round, [client])
     if half.full_gradient:

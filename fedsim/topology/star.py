@@ -6,16 +6,20 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from fedsim.topology.base import TopologyPart
+from fedsim.topology.base import SERVER, Linked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Star(TopologyPart):
+class Star(Linked):
     """One link per client."""
 
-    def graph(self, num_clients: int) -> nx.Graph:
+    kind = "star"
+
+    def graph(self, num_clients: int, seed: int = 0) -> nx.Graph:
         star = nx.Graph()
-        star.add_edges_from(("server", client) for client in range(num_clients))
+        star.add_node(SERVER, role="server")
+        star.add_nodes_from(range(num_clients), role="client")
+        star.add_edges_from(((SERVER, client) for client in range(num_clients)), **self.link)
         return star
 
     def hops(self) -> int:

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.query import QueryStrategy
+from fedsim.strategy import FedsimStrategy
 
 FOLDER = Path(__file__).parents[2] / "scenarios" / "strategy"
 LINEAR_ONLY = {"least_squares"}
@@ -58,6 +59,18 @@ EVERY_ROUND = [name for name in NAMES if name not in ASYNCHRONOUS]
 
 OURS = [name for name in NAMES if is_ours(name)]
 FLOWERS = [name for name in NAMES if not is_ours(name)]
+
+TOPOLOGY = {"peer": "ring", "hierarchical": "hierarchical"}
+"""A topology of each kind that is not `base`'s."""
+
+
+def topology(name: str) -> list[str]:
+    """Return the words that give a strategy the topology that its class says it needs."""
+    found = kind(name)
+    if not issubclass(found, FedsimStrategy) or "star" in found.topologies:
+        return []
+    return [f"topology={TOPOLOGY[min(found.topologies)]}"]
+
 
 SEMIPFL = ("semipfl", "semipfl_paper", "semipfl_released_code")
 CODED = {*SEMIPFL, "fedavg_autoencoder", "fedprox_autoencoder"}

@@ -10,7 +10,15 @@ from fedsim.lifecycle import Run
 from fedsim.records import Params
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
-from tests.contract._discover import ASYNCHRONOUS, CODED, EVERYBODY, NAMES, OURS, short
+from tests.contract._discover import (
+    ASYNCHRONOUS,
+    CODED,
+    EVERYBODY,
+    NAMES,
+    OURS,
+    short,
+    topology,
+)
 from tests.helpers import distance
 
 WORDS = [
@@ -48,7 +56,7 @@ def words(name: str, root: Path) -> list[str]:
         given = [word for word in WORDS if not word.startswith("participation")]
         own = ["participation=full", f"strategy={name}", f"output.root={root}"]
         return [*given, *own, "strategy.clip_gradients=3"]
-    return [*WORDS, f"strategy={name}", f"output.root={root}", *MORE.get(name, [])]
+    return [*WORDS, f"strategy={name}", f"output.root={root}", *MORE.get(name, []), *topology(name)]
 
 
 @pytest.mark.parametrize("name", NAMES)

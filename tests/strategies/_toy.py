@@ -30,6 +30,8 @@ from fedsim.records import (
 )
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import Federation, FedsimStrategy, Round
+from fedsim.topology.hierarchical import Hierarchical
+from fedsim.topology.ring import Ring
 
 S = TypeVar("S", bound=Strategy)
 Answer = Callable[[Message], list[Message]]
@@ -39,6 +41,9 @@ LAYERS = (
     Layer(path="w", kind=nn.BatchNorm1d, parameters=("w",), buffers=("seen",)),
 )
 """Of the toy models, so that strategies have layers to keep for the clients."""
+
+GRAPHS = {"peer": Ring(), "hierarchical": Hierarchical(edge_servers=4)}
+"""For strategies that need one; the others never ask."""
 
 make_run()  # Flower makes no message before its task identity is set
 
@@ -75,6 +80,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             evaluate=evaluate,  # type: ignore[arg-type]
             layers=LAYERS,
             lr_at=lambda server_round: 0.5 / server_round,
+            graph=lambda: GRAPHS[min(strategy.topologies)].graph(schedule.masks.shape[1]),
         )
     return strategy
 
@@ -200,7 +206,10 @@ def upload_of(strategy: FedsimStrategy, start: Params, own: Params) -> Params:
 def model_record(message: Message) -> ArrayRecord:
     """Return the model that a client was sent: the one for all, or one of its own."""
     records = message.content.array_records
-    return records["arrays"] if len(records["arrays"]) else records[CLIENT_ARRAYS]
+    if len(records["arrays"]):
+        return records["arrays"]
+    own = records[CLIENT_ARRAYS]  # what is no part of the model has a name with a prefix
+    return ArrayRecord({name: array for name, array in own.items() if "/" not in name})
 
 
 def reply(
