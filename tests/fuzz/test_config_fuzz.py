@@ -1,6 +1,6 @@
 """Random scenarios and overrides end in a checked configuration or in one `ConfigError`.
 
-`FEDSIM_FUZZ` sets the number of examples per test (200 by default, 500 in CI). Hydra's own part of
+`FEDSIM_FUZZ` sets the number of examples per test (200 by default, 300 in CI). Hydra's own part of
 composing costs 0.07 s, so most examples start from trees that were composed once.
 """
 

@@ -1,6 +1,6 @@
 """Random replies are admitted or rejected; nothing crashes, nothing that is not finite gets in.
 
-`FEDSIM_FUZZ` sets the number of examples per test (200 by default, 500 in CI).
+`FEDSIM_FUZZ` sets the number of examples per test (200 by default, 300 in CI).
 """
 
 from __future__ import annotations
