@@ -86,6 +86,10 @@ class PeerToPeer(Linked, abc.ABC):
     def drawn(self, num_clients: int, rng: np.random.Generator) -> nx.Graph:
         """Return a graph over 0..N-1, N > 1; a drawn one need not be connected."""
 
+    def denser(self, num_clients: int) -> str:
+        """Return what to type where no graph that was drawn is connected."""
+        return "use another topology, e.g. topology=ring"
+
     def graph(self, num_clients: int, seed: int = 0) -> nx.Graph:
         peers = nx.Graph()
         peers.add_nodes_from(range(num_clients), role="client")
@@ -106,9 +110,7 @@ class PeerToPeer(Linked, abc.ABC):
                 return graph
         raise ConfigError(
             f"{type(self).__name__}: none of {DRAWS} graphs of {num_clients} clients was "
-            "connected; give each more neighbours, e.g. topology.probability="
-            f"{min(1.0, 2 * math.log(num_clients) / num_clients):.2g} (erdos_renyi) or "
-            "topology.degree=4 (random_regular)"
+            f"connected; {self.denser(num_clients)}"
         )
 
 

@@ -23,6 +23,10 @@ class ErdosRenyi(PeerToPeer):
 
     probability: Annotated[float, Range(gt=0, le=1)] | None = None
 
+    def denser(self, num_clients: int) -> str:
+        enough = min(1.0, 2 * math.log(num_clients) / num_clients)
+        return f"set topology.probability={enough:.2g} or more"
+
     def drawn(self, num_clients: int, rng: np.random.Generator) -> nx.Graph:
         p = self.probability or min(1.0, 2 * math.log(num_clients) / num_clients)
         return nx.fast_gnp_random_graph(num_clients, p, seed=int(rng.integers(2**32)))

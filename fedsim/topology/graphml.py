@@ -6,6 +6,7 @@ or read other files, and GraphML needs neither.
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class GraphML(Linked):
             raise DataError(f"path: {self.path} is larger than {MAX_BYTES // 2**20} MiB")
         self._check(text)
         try:
-            read = nx.parse_graphml(text)
+            read = nx.read_graphml(io.BytesIO(text))
         except Exception as error:  # what networkx raises on damaged files is not documented
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         if not len(read):
@@ -104,15 +105,19 @@ class GraphML(Linked):
         )
 
     def _link(self, a: object, b: object, own: dict[str, object]) -> dict[str, float]:
+        """Return what is said of one edge; other attributes are somebody else's, and are left."""
         values = {**self.link, **{key: own[key] for key in self.link if key in own}}
         checked = {}
         for key, value in values.items():
-            number = value if isinstance(value, (int, float)) else math.nan
-            low_ok = number > 0 if key == "bandwidth" else number >= 0
-            if not low_ok or (key == "loss" and number >= 1):
+            number = math.nan
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                number = float(value)
+            above = number > 0 if key == "bandwidth" else number >= 0
+            below = {"bandwidth": True, "latency": number < math.inf, "loss": number < 1}[key]
+            if not (above and below):
                 raise DataError(
                     f"path: {self.path}: edge {a} - {b} has {key}={value!r}; allowed: bandwidth "
                     "above 0 (bytes/s), latency from 0 (s), loss from 0 to below 1"
                 )
-            checked[key] = float(number)
+            checked[key] = number
         return checked

@@ -23,11 +23,19 @@ class RandomRegular(PeerToPeer):
 
     degree: Annotated[int, Range(ge=1)] = 4
 
+    def denser(self, num_clients: int) -> str:
+        return f"set topology.degree={2 * self.degree} or more"
+
     def drawn(self, num_clients: int, rng: np.random.Generator) -> nx.Graph:
         if self.degree >= num_clients or self.degree * num_clients % 2:
             raise ConfigError(
                 f"degree: {num_clients} clients cannot have {self.degree} neighbours each: it must "
                 "be below their number, and one of the two even; set e.g. "
                 f"topology.degree={2 if num_clients > 2 else 1}"
+            )
+        if self.degree == 1 and num_clients > 2:
+            raise ConfigError(
+                "degree: 1: pairs of clients, which nothing links to one another; set "
+                "topology.degree=2 or more"
             )
         return nx.random_regular_graph(self.degree, num_clients, seed=int(rng.integers(2**32)))

@@ -25,11 +25,15 @@ class SmallWorld(PeerToPeer):
     neighbours: Annotated[int, Range(ge=2)] = 4
     rewired: Annotated[float, Range(ge=0, le=1)] = 0.1
 
+    def denser(self, num_clients: int) -> str:
+        return "set topology.neighbours to more, or topology.rewired to less"
+
     def drawn(self, num_clients: int, rng: np.random.Generator) -> nx.Graph:
         if self.neighbours % 2 or self.neighbours >= num_clients:
             raise ConfigError(
                 f"neighbours: {self.neighbours} of {num_clients} clients: it must be even, and "
-                f"below their number; set e.g. topology.neighbours=2"
+                "below their number; "
+                + ("set e.g. topology.neighbours=2" if num_clients > 2 else "use topology=ring")
             )
         return nx.watts_strogatz_graph(
             num_clients, self.neighbours, self.rewired, seed=int(rng.integers(2**32))

@@ -149,7 +149,23 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     path = written(tmp_path, nx.Graph([(0, 1), (2, 3), (3, 4)]))
     with pytest.raises(ConfigError, match="falls into 2 parts, of 3, 2 nodes"):
         GraphML(path=path).graph(5)
-    graph = nx.path_graph(2)
-    graph.edges[0, 1]["loss"] = 1.5
-    with pytest.raises(DataError, match=r"edge 0 - 1 has loss=1\.5"):
-        GraphML(path=written(tmp_path, graph)).graph(2)
+    for name, value in (("loss", 1.5), ("latency", math.inf), ("bandwidth", True)):
+        graph = nx.path_graph(2)
+        graph.edges[0, 1][name] = value
+        with pytest.raises(DataError, match=f"edge 0 - 1 has {name}={value}"):
+            GraphML(path=written(tmp_path, graph)).graph(2)
+
+
+def test_a_file_without_a_name_space_is_read(tmp_path):
+    file = tmp_path / "graph.graphml"
+    file.write_bytes(GOOD.replace(b' xmlns="http://graphml.graphdrawing.org/xmlns"', b""))
+    assert list(GraphML(path=str(file)).graph(2).edges) == [(0, 1)]
+
+
+def test_graphs_that_cannot_be_connected_say_what_to_type():
+    with pytest.raises(ConfigError, match=r"set topology\.degree=2 or more"):
+        RandomRegular(degree=1).graph(6)
+    with pytest.raises(ConfigError, match=r"set topology\.probability=0\.3 or more"):
+        ErdosRenyi(probability=1e-6).graph(20)
+    with pytest.raises(ConfigError, match=r"use topology=ring"):
+        SmallWorld().graph(2)
