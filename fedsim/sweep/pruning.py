@@ -4,7 +4,12 @@ Optuna prunes single-objective studies only. Here, where utility u is made so th
 and e is the epsilon spent so far (0 without a privacy mechanism):
 
     stop run c after round r, if r >= warm-up, and some FINISHED run o measured at r, too, and
-        u_o(r) >= u_c(r)  and  e_o(r) <= e_c(r),  and one of the two strictly
+        u_o(r) >= u_c(r)  and  e_o(r) <= e_c(r),  and one of the two strictly,
+        and o ended at no more epsilon than c is planned to end at
+
+The last line is for runs that differ in length, or in how epsilon grows: a long run may be ahead at
+round r of a short one whose end, at a smaller epsilon, it does not beat. What c ends at is what its
+privacy.json has, or its budget, where that is less; where neither is known, c is not stopped.
 
 r is the latest round at which c was measured. Both runs are compared at this round alone, never c
 halfway with o at its end. An epsilon is compared with one of its own kind (delta, unit, neighbours,
@@ -61,12 +66,19 @@ class Curve:
         at: Round -> (utility, more is better; epsilon spent so far).
         kind: What its epsilon promises; None without one.
         name: Of the metric.
+        planned: Epsilon at its end, as far as can be told before; None if not. 0 without privacy.
     """
 
     number: int
     at: dict[int, tuple[float, float]] = field(default_factory=dict)
     kind: str | None = None
     name: str = ""
+    planned: float | None = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Epsilon at the last round that was measured."""
+        return self.at[max(self.at)][1] if self.at else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +150,7 @@ def read_finished(path: Path) -> list[Curve]:
 
 def read_curve(run: Path, number: int, goal: Goal, kind: str | None) -> Curve:
     """Read a run's curve; lines that a kill has cut short count for nothing."""
-    curve = Curve(number=number, kind=kind)
+    curve = Curve(number=number, kind=kind, planned=0.0 if kind is None else _planned(run))
     try:
         lines = (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
     except OSError:
@@ -154,6 +166,9 @@ def read_curve(run: Path, number: int, goal: Goal, kind: str | None) -> Curve:
             continue
         curve.name, value = found
         epsilon = float(spent) if kind is not None else 0.0
+        budget = report.get("budget")
+        if kind is not None and curve.planned is not None and isinstance(budget, (int, float)):
+            curve.planned = min(curve.planned, float(budget))
         curve.at[int(report["server_round"])] = value, epsilon
     return curve
 
@@ -162,19 +177,24 @@ def beaten(run: Curve, finished: Iterable[Curve], warmup: int) -> tuple[int, Cur
     """Return the round and the run by which this one is beaten there, by the rule above; or None.
 
     Example:
-        >>> slow = Curve(number=2, at={5: (0.6, 1.0)})
+        >>> slow = Curve(number=2, at={5: (0.6, 1.0)}, planned=2.0)
         >>> beaten(slow, [Curve(number=1, at={5: (0.7, 1.0), 9: (0.8, 2.0)})], warmup=3)[0]
         5
+        >>> beaten(slow, [Curve(number=1, at={5: (0.7, 1.0), 9: (0.8, 2.1)})], warmup=3)  # dearer
         >>> beaten(slow, [Curve(number=1, at={5: (0.7, 1.5)})], warmup=3)  # at a larger epsilon
         >>> beaten(slow, [Curve(number=1, at={9: (0.9, 0.5)})], warmup=3)  # at another round
     """
     if not run.at or (latest := max(run.at)) < warmup:
         return None
     value, epsilon = run.at[latest]
+    if run.planned is None:
+        return None
     for other in finished:
         if other.kind != run.kind or other.name != run.name or latest not in other.at:
             continue
         theirs, cost = other.at[latest]
+        if other.spent > run.planned:
+            continue
         if theirs >= value and cost <= epsilon and (theirs > value or cost < epsilon):
             return latest, other
     return None
@@ -189,6 +209,14 @@ def why(curve: Curve, server_round: int, other: Curve, goal: Goal) -> str:
         at = f" at epsilon {epsilon:.6g}" if each.kind is not None else ""
         parts.append(f"{curve.name} {sign * value:.6g}{at}")
     return f"at round {server_round} point {other.number} had {parts[0]}, and this one {parts[1]}"
+
+
+def _planned(run: Path) -> float | None:
+    try:
+        planned = json.loads((run / "privacy.json").read_bytes()).get("epsilon")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return float(planned) if isinstance(planned, (int, float)) else None
 
 
 def _utility(report: dict[str, object], goal: Goal) -> tuple[str, float] | None:

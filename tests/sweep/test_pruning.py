@@ -29,7 +29,7 @@ KIND = json.dumps([["unit", "user"]])
 
 def curve(number: int, *pairs: tuple[float, float], first: int = 1) -> Curve:
     at = dict(enumerate(pairs, start=first))
-    return Curve(number=number, at=at, kind=KIND, name="accuracy")
+    return Curve(number=number, at=at, kind=KIND, name="accuracy", planned=9.0)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,15 @@ def test_only_the_same_round_the_same_promise_and_the_same_metric_count() -> Non
     assert beaten(late, [curve(1, (0.5, 0.1), (0.8, 0.9))], 1) is None, "it has overtaken since"
     for change in ({"kind": None}, {"kind": json.dumps([["unit", "example"]])}, {"name": "loss"}):
         assert beaten(run, [Curve(**{**vars(other), **change})], 1) is None
+
+
+def test_a_long_run_does_not_stop_a_short_one_that_ends_at_less_epsilon() -> None:
+    """The short run would be on the Pareto front: the long one is never as good at its cost."""
+    long = curve(1, (0.1, 0.5), (0.3, 1.0), (0.5, 1.4), (0.7, 2.0))
+    short = Curve(**{**vars(curve(2, (0.1, 0.5), (0.2, 1.0))), "planned": 1.4})
+    assert beaten(short, [long], 1) is None
+    assert beaten(Curve(**{**vars(short), "planned": 2.0}), [long], 1) == (2, long)
+    assert beaten(Curve(**{**vars(short), "planned": None}), [long], 1) is None, "nobody knows"
 
 
 def test_no_run_is_stopped_that_nothing_beats() -> None:
@@ -90,9 +99,12 @@ def test_a_curve_is_read_from_a_run(tmp_path: Path) -> None:
     write(tmp_path, measured)
     found = read_curve(tmp_path, 1, Goal(), KIND)
     assert found.at == {1: (-2.0, 0.1), 3: (-math.inf, 0.3)} and found.name == "loss"
+    assert (found.planned, found.spent) == (9.0, 0.3)
     assert read_curve(tmp_path, 1, Goal(lowest=False, metric="loss"), KIND).at[1] == (2.0, 0.1)
     assert read_curve(tmp_path, 1, Goal(metric="accuracy"), KIND).at == {}
     assert read_curve(tmp_path, 1, Goal(), None).at[1] == (-2.0, 0.0)
+    write(tmp_path, [{**measured[0], "budget": 4.0}])
+    assert read_curve(tmp_path, 1, Goal(), KIND).planned == 4.0
     write_finished(tmp_path / "finished.json", [found])
     assert read_finished(tmp_path / "finished.json") == [found]
     assert read_finished(tmp_path / "none") == []
