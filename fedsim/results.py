@@ -384,8 +384,8 @@ def checkout(folder: Path = Path(__file__).parent) -> dict[str, str | bool | lis
         }
     except (OSError, subprocess.SubprocessError):
         return {}
-    if len(diff) > MAX_DIFF:
-        told["diff-cut"] = True
+    told |= {"diff-cut": True} if len(diff) > MAX_DIFF else {}
+    told |= {"untracked-cut": True} if len(new) > 100 else {}
     return told
 
 

@@ -131,6 +131,7 @@ def test_what_a_checkout_was_is_told_whole(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("x = 3\n" * MAX_DIFF)
     told = checkout(package)
     assert told["diff-cut"]
+    assert "untracked-cut" not in told
     assert len(str(told["diff"])) == MAX_DIFF
 
 

@@ -2,8 +2,9 @@
 
     FEDSIM_DATA=FOLDER python results/heavy_hitters/reproduce.py        # runs what is missing
     python results/heavy_hitters/reproduce.py --draw                    # tables and pictures only
+    python results/heavy_hitters/reproduce.py --shape                   # 128 paired synthetic runs
 
-Every finished run is a line of runs.jsonl; what is there is not run again.
+Every finished run is a line of runs.jsonl (of shape.jsonl, the last), and is not run again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from strategies.heavy_hitters import measures
 
 HERE = Path(__file__).parent
 Found = dict[tuple[str, int, str, float], list[dict[str, Any]]]
-RUNS = HERE / "runs.jsonl"
+RUNS, SHAPE = HERE / "runs.jsonl", HERE / "shape.jsonl"
 
 DATA = {
     "synthetic": ["data=zipf"],
@@ -49,6 +50,10 @@ ORACLE = {"synthetic": "krr", "synthetic-30": "krr"}
 """Elsewhere k-RR or OUE, whichever varies less."""
 LISTS = ("histogram", "triehh")
 """Methods that find the same whatever k is: one run with the largest gives all."""
+
+
+SHAPE_SEEDS, SHAPE_EPSILONS = range(100, 228), (2.0, 3.0, 4.0, 5.0)
+SHAPE_METHODS = ("gtf", "fedpem", "tap", "taps", "pem")
 
 
 def points() -> Iterator[tuple[str, int, int, float, str]]:
@@ -146,9 +151,13 @@ def main() -> None:
     """Run what is missing, then draw."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--shape", action="store_true")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.shape:
+        print(shape())
+        return
     if not given.draw:
         done = {key(line) for line in lines()}
         runner, began = Runner(), time.monotonic()
@@ -163,6 +172,39 @@ def main() -> None:
     draw()
 
 
+def shape() -> str:
+    """Run what is missing of the synthetic case on fresh seeds; return differences of F1, paired.
+
+    Mean and 95 % interval of each difference, not corrected for how many there are.
+    """
+    found = {(d["seed"], d["epsilon"], d["method"]): d for d in _read(SHAPE)}
+    runner = Runner()
+    with SHAPE.open("a") as file:
+        for seed in SHAPE_SEEDS:
+            for epsilon in SHAPE_EPSILONS:
+                for method in SHAPE_METHODS:
+                    if (seed, epsilon, method) in found:
+                        continue
+                    (made,) = runner.run("synthetic", seed, 10, epsilon, method)
+                    line = {k: made[k] for k in ("seed", "epsilon", "method", "f1", "ncr")}
+                    file.write(json.dumps(line) + "\n")
+                    found[seed, epsilon, method] = line
+            file.flush()
+    rows = []
+    for epsilon in SHAPE_EPSILONS:
+        f1 = {m: np.array([found[s, epsilon, m]["f1"] for s in SHAPE_SEEDS]) for m in SHAPE_METHODS}
+        cells = [f"{f1[m].mean():.3f}" for m in SHAPE_METHODS]
+        for better, worse in (("tap", "fedpem"), ("taps", "tap"), ("fedpem", "gtf")):
+            gap = f1[better] - f1[worse]
+            half = 1.96 * gap.std(ddof=1) / len(gap) ** 0.5
+            cells.append(f"{gap.mean():+.3f} [{gap.mean() - half:+.3f}, {gap.mean() + half:+.3f}]")
+        rows.append(f"| {epsilon:g} | {' | '.join(cells)} |")
+    head = (
+        "| ε | GTF | FedPEM | TAP | TAPS | pooled PEM | TAP − FedPEM | TAPS − TAP | FedPEM − GTF |"
+    )
+    return "\n".join([head, "|---" * 9 + "|", *rows])
+
+
 def key(line: dict[str, Any]) -> tuple[str, int, int, float, str]:
     """Return which point a line is of."""
     return line["data"], line["seed"], line["k"], line["epsilon"], line["method"]
@@ -170,9 +212,13 @@ def key(line: dict[str, Any]) -> tuple[str, int, int, float, str]:
 
 def lines() -> list[dict[str, Any]]:
     """Return the finished runs."""
-    if not RUNS.is_file():
+    return _read(RUNS)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
         return []
-    return [json.loads(text) for text in RUNS.read_text().splitlines()]
+    return [json.loads(text) for text in path.read_text().splitlines()]
 
 
 def draw() -> None:
