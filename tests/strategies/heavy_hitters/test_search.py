@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fedsim.config import compose
+from fedsim.simulation import Simulation
 from privacy.frequency_oracles import choose
 from privacy.frequency_oracles.coins import keyed
 from privacy.local_reports import Randomised, Reporter
@@ -174,3 +176,23 @@ def test_taps_prunes_what_others_have_found_rare():
     # Shared: 4 candidates (clients, then server). The first party has nothing to go by; the second
     # votes (a question of one candidate) before every level, and asks about half of what there is.
     assert asked == [4, 4, *[16, 8, 8], *[1, 8, 1, 4, 1, 4]]
+
+
+@pytest.mark.nightly
+def test_sharing_levels_finds_more_than_each_client_alone():
+    """The published shape where it holds, of the same users: +.06 in F1 at epsilon 4.
+
+    A difference of two runs has a standard deviation of .09: that of 16 is .02.
+    """
+
+    def f1(seed, *words):
+        more = ["privacy.epsilon=4", f"seed={seed}", "device=cpu", "evaluation.every=100"]
+        simulation = Simulation(compose("heavy_hitters", [*words, *more]))
+        *_, (_, report) = simulation.loop.run(simulation.runtime.initial_params())
+        return report.central["f1"]
+
+    gaps = [
+        f1(seed, "strategy=tap", "rounds=6") - f1(seed, "strategy=fedpem", "rounds=1")
+        for seed in range(100, 116)
+    ]
+    assert np.mean(gaps) > 0.02
