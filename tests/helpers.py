@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import networkx as nx
 import numpy as np
 import torch
 from flwr.serverapp.strategy import Strategy
@@ -22,6 +23,9 @@ from fedsim.partition.base import ArrayPartition, Partition
 from fedsim.records import Params
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import Federation, FedsimStrategy
+from fedsim.topology.hierarchical import Hierarchical
+from fedsim.topology.ring import Ring
+from fedsim.topology.star import Star
 from strategies.fedavg import FedAvg
 
 RAGGED = (7, 1, 12, 0, 10, 3, 25, 4)
@@ -125,6 +129,18 @@ class Some(Schedule):
         return np.full(self.num_clients, self.cohort / self.num_clients)
 
 
+GRAPHS = {
+    "star": Star(),
+    "peer": Ring(),
+    "hierarchical": Hierarchical(edge_servers=4),
+}
+
+
+def graph_for(strategy: FedsimStrategy, num_clients: int) -> Callable[[], nx.Graph]:
+    """Return what makes a graph that the strategy runs on."""
+    return lambda: GRAPHS[min(strategy.topologies)].graph(num_clients)
+
+
 def run(
     runtime: ClientRuntime,
     engine: EnginePart,
@@ -150,6 +166,7 @@ def run(
             trainable=lambda: runtime.trainable,
             model=runtime.model,
             server_data=runtime.dataset.server,
+            graph=graph_for(strategy, num_clients),
         )
     loop = RoundLoop(
         strategy=strategy,

@@ -30,8 +30,7 @@ from fedsim.records import (
 )
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
 from fedsim.strategy import Federation, FedsimStrategy, Round
-from fedsim.topology.hierarchical import Hierarchical
-from fedsim.topology.ring import Ring
+from tests.helpers import graph_for
 
 S = TypeVar("S", bound=Strategy)
 Answer = Callable[[Message], list[Message]]
@@ -41,9 +40,6 @@ LAYERS = (
     Layer(path="w", kind=nn.BatchNorm1d, parameters=("w",), buffers=("seen",)),
 )
 """Of the toy models, so that strategies have layers to keep for the clients."""
-
-GRAPHS = {"peer": Ring(), "hierarchical": Hierarchical(edge_servers=4)}
-"""For strategies that need one; the others never ask."""
 
 make_run()  # Flower makes no message before its task identity is set
 
@@ -80,7 +76,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             evaluate=evaluate,  # type: ignore[arg-type]
             layers=LAYERS,
             lr_at=lambda server_round: 0.5 / server_round,
-            graph=lambda: GRAPHS[min(strategy.topologies)].graph(schedule.masks.shape[1]),
+            graph=graph_for(strategy, schedule.masks.shape[1]),
         )
     return strategy
 
