@@ -178,7 +178,9 @@ class AsynchronousStrategy(FedsimStrategy):
         self._queue = EventQueue(zip(np.asarray(state["arrive"]).tolist(), clients, strict=True))
         started = np.asarray(state["started"]).tolist()
         self._started = dict(zip(clients, started, strict=True))
-        held = {name: torch.as_tensor(rows) for name, rows in state.items() if _HELD in name}
+        held = {
+            name: torch.as_tensor(rows) for name, rows in state.items() if name.startswith(_HELD)
+        }
         self._held = {
             client: {name.removeprefix(_HELD): rows[row].clone() for name, rows in held.items()}
             for row, client in enumerate(clients)

@@ -314,8 +314,8 @@ class Simulation:
             fitting = " or ".join(TYPE[kind] for kind in TYPE if kind in kinds)
             raise ConfigError(
                 f"topology={self._target('topology')}: strategy {self._target('strategy')} cannot "
-                f"run on a topology of kind '{part.kind}'; set {fitting}, or another strategy "
-                f"(for peers: strategy=dsgd or gradient_tracking; for edge servers: hierfavg)"
+                f"run on a topology of kind '{part.kind}'; set {fitting}, or another strategy, "
+                "as fedsim list strategy says them"
             )
         return part
 
