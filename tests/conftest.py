@@ -10,6 +10,9 @@ import torch
 # that press Ctrl-C would then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Programs, not tests; those beside other simulators import what only their own environments have.
+collect_ignore = ["bench"]
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
