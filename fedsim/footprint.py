@@ -21,15 +21,15 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
-from fedsim.admission import AdmittedReplies
+from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.runtime import ClientRuntime
 from fedsim.devices.base import Fleet
 from fedsim.effort import LocalEffort, evaluation_effort, local_effort
 from fedsim.engines.flwr_compat import encoded_bytes
 from fedsim.partition.base import labelled_sizes, train_sizes
-from fedsim.records import EVALUATE, Instructions, Params, TensorArray
+from fedsim.records import EVALUATE, Instructions, Params, TensorArray, to_record
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,26 @@ class Meter:
         rows = np.searchsorted(replies.clients, clients)
         up_K = np.array([replies.received_bytes[k] for k in clients.tolist()], np.float64)
         return self.fleet.seconds(clients, down_K[rows], flops_K[rows], up_K)
+
+    def latencies(self) -> np.ndarray | None:
+        """Return the seconds that each client would be busy with a round's work, float64 `[N]`.
+
+        That is to receive the model, to train it, and to send as many bytes back. None where
+        operations are not counted.
+        """
+        clients = np.arange(self.runtime.partition.num_clients)
+        sent = Instructions(
+            message_type=MessageType.TRAIN,
+            server_round=1,
+            client_index=clients,
+            node_ids=clients,
+            arrays=to_record(self.runtime.initial_params(), zero_copy=True),
+            config={"seed": self.runtime.seed, "num-clients": len(clients)},
+            zero_copy=True,
+        )
+        replies = Admission().admit(sent, [], None)
+        down_N, flops_N = self._down(replies), self._flops("train", replies, clients)
+        return None if flops_N is None else self.fleet.seconds(clients, down_N, flops_N, down_N)
 
     def _known(
         self, exchange: str, replies: AdmittedReplies

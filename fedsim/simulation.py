@@ -251,6 +251,7 @@ class Simulation:
                 model=self.model,
                 server_data=self.dataset.server,
                 graph=lambda: self.graph,
+                latencies=lambda: None if self.meter is None else self.meter.latencies(),
             )
         return strategy
 
