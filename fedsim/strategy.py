@@ -147,6 +147,13 @@ class FedsimStrategy(Strategy, abc.ABC):
         `replies` holds admitted replies only, and may be drawn once.
         """
 
+    def diagnostics(self) -> dict[str, float]:
+        """Return what the algorithm says of the round that has ended, by name.
+
+        Asked for in rounds that are evaluated; shown beside their metrics, and used by nothing.
+        """
+        return {}
+
     def state_dict(self) -> State:
         """Return all state that the next round depends on."""
         return {}
