@@ -23,9 +23,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
-from fedsim.admission import AdmittedReplies
+from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.runtime import ClientRuntime
 from fedsim.devices.base import Fleet
 from fedsim.effort import LocalEffort, evaluation_effort, local_effort
@@ -33,7 +33,7 @@ from fedsim.engines.flwr_compat import encoded_bytes
 from fedsim.network import Network, Passage
 from fedsim.partition.base import labelled_sizes, train_sizes
 from fedsim.records import EVALUATE, Instructions, Params, TensorArray, to_record
-from fedsim.topology.traffic import Traffic, beside
+from fedsim.topology.traffic import ThroughServer, Traffic, beside
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,30 @@ class Meter:
         sent = beside(traffic)
         size = content_bytes(RecordDict({"arrays": to_record(sent, zero_copy=True)})) if sent else 0
         return self.network.passage(traffic, self.fleet, clients, down_K, up_K, size, count=count)
+
+    def latencies(self) -> np.ndarray | None:
+        """Return the seconds that each client would be busy with a round's work, float64 `[N]`.
+
+        That is to receive the model, to train it, and to send as many bytes back. None where
+        operations are not counted.
+        """
+        clients = np.arange(self.runtime.partition.num_clients)
+        sent = Instructions(
+            message_type=MessageType.TRAIN,
+            server_round=1,
+            client_index=clients,
+            node_ids=clients,
+            arrays=to_record(self.runtime.initial_params(), zero_copy=True),
+            config={"seed": self.runtime.seed, "num-clients": len(clients)},
+            zero_copy=True,
+        )
+        replies = Admission().admit(sent, [], None)
+        down_N, flops_N = self._down(replies), self._flops("train", replies, clients)
+        if flops_N is None:
+            return None
+        way = self.network.passage(ThroughServer(), self.fleet, clients, down_N, down_N, 0)
+        seconds_N: np.ndarray = way.before_K + flops_N / self.fleet.flops_N + way.after_K
+        return seconds_N
 
     def _known(
         self, exchange: str, replies: AdmittedReplies

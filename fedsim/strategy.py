@@ -63,6 +63,8 @@ class Federation:
             never read. None if nobody knows.
         server_data: What the server has of its own, labelled; None if there is none.
         graph: Makes the topology's graph (once); None if nobody knows.
+        latencies: Gives each client's simulated seconds of a round's work, float64 `[N]`; None, as
+            what it gives, if nobody knows.
     """
 
     num_clients: int
@@ -75,6 +77,7 @@ class Federation:
     model: nn.Module | None = None
     server_data: ServerData | None = None
     graph: Callable[[], nx.Graph] | None = None
+    latencies: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +151,13 @@ class FedsimStrategy(Strategy, abc.ABC):
 
         `replies` holds admitted replies only, and may be drawn once.
         """
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return what the algorithm says of the round that has ended, by name.
+
+        Asked for in rounds that are evaluated; shown beside their metrics, and used by nothing.
+        """
+        return {}
 
     def state_dict(self) -> State:
         """Return all state that the next round depends on."""
@@ -295,6 +305,24 @@ class FedsimStrategy(Strategy, abc.ABC):
                 "tells it; elsewhere, set strategy.federation = Federation(..., graph=...)"
             )
         return self.federation.graph()
+
+    @property
+    def latencies(self) -> np.ndarray:
+        """How long each client would be busy with a round's work, seconds `[N]`.
+
+        Raises:
+            ConfigError: Nobody has told.
+        """
+        told = None if self.federation is None else self.federation.latencies
+        seconds_N = None if told is None else told()
+        if seconds_N is None:
+            raise ConfigError(
+                f"{type(self).__name__} must know how long each client takes, as a fedsim "
+                "simulation tells it; set devices=unequal (or equal); if that is set, the run's "
+                "log says why operations cannot be counted; elsewhere, set strategy.federation = "
+                "Federation(..., latencies=...)"
+            )
+        return seconds_N
 
     def trained(self, params: Params) -> Params:
         """Return the part of a model that clients train, as far as the server knows.

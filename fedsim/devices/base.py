@@ -25,11 +25,13 @@ class Fleet:
     Attributes:
         flops_N: Floating-point operations per second that training reaches.
         down_N, up_N: Bytes per second of the link from the server, and to it.
+        memory_N: Bytes that local work may take; None if all of it fits. See `fedsim.memory`.
     """
 
     flops_N: np.ndarray
     down_N: np.ndarray
     up_N: np.ndarray
+    memory_N: np.ndarray | None = None
 
 
 class DevicesPart(Part, abc.ABC):
