@@ -93,16 +93,20 @@ class Meter:
             columns |= {FLOPS: flops_K, SECONDS: seconds_K}
         return {name: column.tolist() for name, column in columns.items()}
 
-    def busy(self, replies: AdmittedReplies, clients: np.ndarray) -> np.ndarray | None:
+    def busy(
+        self, replies: AdmittedReplies, clients: np.ndarray, unheard: int = 0
+    ) -> np.ndarray | None:
         """Return the seconds of some clients of a training exchange, float64 `[K]`.
 
-        Their replies are in, others' need not be. None where operations are not counted.
+        Of those whose replies are not in, as if they were of `unheard` bytes; somebody's is. None
+        where operations are not counted.
         """
         down_K, flops_K = self._known("train", replies)
         if flops_K is None:
             return None
         rows = np.searchsorted(replies.clients, clients)
-        up_K = np.array([replies.received_bytes[k] for k in clients.tolist()], np.float64)
+        received = replies.received_bytes
+        up_K = np.array([received.get(k, unheard) for k in clients.tolist()], np.float64)
         return self.fleet.seconds(clients, down_K[rows], flops_K[rows], up_K)
 
     def _known(

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
+_PACE = "pace/"
+"""The same of the late replies that are still to come."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
 
@@ -63,9 +65,12 @@ class Run:
             self._plan(max(self.simulation.last_round, saved.last_round))
             loop = self._loop()
             loop.clock.seconds = _time(saved.state.pop(_CLOCK, None))
-            mechanism, state = _split(saved.state)
+            mechanism, state = _split(saved.state, _MECHANISM)
+            late, state = _split(state, _PACE)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
+            if loop.pace is not None:
+                loop.pace.load_state_dict(late)
             self.ledger.load(saved.covers.get(LEDGER))
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
@@ -175,6 +180,7 @@ class Run:
             {
                 **third_party.state_of(simulation.strategy),
                 **self._mechanism(),
+                **_late_of(loop),
                 **_time_of(loop),
             },
             simulation.settings.checkpoint.keep,
@@ -192,11 +198,16 @@ def _time_of(loop: RoundLoop) -> State:
     return {} if loop.meter is None or seconds is None else {_CLOCK: seconds}
 
 
+def _late_of(loop: RoundLoop) -> State:
+    state = {} if loop.pace is None else loop.pace.state_dict()
+    return {_PACE + name: value for name, value in state.items()}
+
+
 def _time(kept: object) -> float | None:
     return float(kept) if isinstance(kept, (int, float)) else None
 
 
-def _split(state: State) -> tuple[State, State]:
-    """Return (the privacy mechanism's state, the strategy's)."""
-    own = {k.removeprefix(_MECHANISM): v for k, v in state.items() if k.startswith(_MECHANISM)}
-    return own, {k: v for k, v in state.items() if not k.startswith(_MECHANISM)}
+def _split(state: State, prefix: str) -> tuple[State, State]:
+    """Return (what is kept under names that begin so, without that; the rest)."""
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return own, {k: v for k, v in state.items() if not k.startswith(prefix)}
