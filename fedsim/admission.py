@@ -191,6 +191,12 @@ class AdmittedReplies(Replies):
         return len((set(self._client_of.values()) - self._heard) | missed)
 
     @property
+    def least_bytes(self) -> int:
+        """What the arrays of a good reply take at least; they are sent as they are."""
+        arrays = (*(self.expected or {}).values(), *self.extra.values())
+        return sum(like.numel() * like.element_size() for like in arrays)
+
+    @property
     def num_faulty(self) -> int:
         return len(self._faulty.difference(self.admitted))
 

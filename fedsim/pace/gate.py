@@ -2,19 +2,19 @@
 
 Replies are computed in an engine's order, chunk by chunk; they arrive in that of (s_k, k), their
 simulated seconds and clients. Who is late depends on these alone: not on the engine, nor on its
-chunks. s_k is exact as soon as k's reply is drawn and weighed, whatever its encoding; of those not
-drawn yet, what they receive and compute is known, and that their replies are no shorter than
-the numbers that admission asks for. So of a reply that is drawn
+chunks. s_k is exact as soon as k's reply is drawn and weighed, be it as long as others or not; of
+those not drawn yet, what they receive and compute is known, and that their replies are no shorter
+than the arrays that admission asks for. So a reply that is drawn is
 
     late    D < s_k, or m admitted replies that are drawn come before it
     used    fewer than m clients come before it, each not yet drawn taken at its earliest
     held    else: in memory, until one or the other holds
 
-At most m replies are held, since the m + 1st is late; with a deadline alone none, and with replies
-that are sent as plain arrays those few that the bytes of metrics, or failures, leave open. Held
-replies that are used follow the others, so that sums are added up in another order; all that pass
-at once pass as they came. Late clients are trained like all others: their work is done in vain, as
-in the field.
+At most m replies are held, since the m + 1st is late; with a deadline alone, none. They are those
+who will be late unless others fail, and those few of whom the bytes beside the arrays decide. Held
+replies that are used follow the others, so that sums add up in another order; where all replies are
+used, they pass as they came. Late clients are trained like all others: their work is done in vain,
+as in the field.
 
 Shapes: K clients of a chunk, A clients asked.
 """
@@ -166,14 +166,12 @@ class Gate:
             self._asked_A = replies.clients
             self._came_A = np.zeros(len(self._asked_A), bool)
             self._wanted = self.pace.rules.wanted(len(self._asked_A))
-            plain = sum(
-                t.numel() * t.element_size()
-                for t in (*(replies.expected or {}).values(), *replies.extra.values())
-            )
-            self._least = plain if min(sizes) >= plain else 0  # 0: they are sent encoded
+            self._least = replies.least_bytes
             self._seconds_A = self._busy(replies, self._asked_A)
         if min(sizes) < self._least:
-            raise RuntimeError("replies to one exchange are encoded in more than one way")
+            raise RuntimeError(
+                f"good replies of {min(sizes)} bytes; at least {self._least} were due"
+            )
         rows_K = np.searchsorted(self._asked_A, clients)
         self._seconds_A[rows_K] = self._busy(replies, clients)
         self._came_A[rows_K] = True
