@@ -21,6 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeGuard
 
@@ -205,7 +206,7 @@ class AdmittedReplies(Replies):
         client: int = self._client_of[sent.metadata.dst_node_id]
         return client
 
-    @property
+    @cached_property
     def clients(self) -> np.ndarray:
         """Which clients were asked, sorted int64."""
         return np.array(sorted(self._client_of.values()), np.int64)
