@@ -87,6 +87,8 @@ def plan(simulation: Simulation) -> CostPlan:
     size: float = sum(t.numel() * t.element_size() for t in params.values())
     asking = simulation.asking
     carried = size if asking is None else asking.exchanged / 2
+    compressor = simulation.compressor
+    replied = carried if compressor is None else compressor.size(params)
     trained = settings.rounds * cohort
     if isinstance(simulation.strategy, AsynchronousStrategy):
         trained = min(trained, simulation.strategy.starts(settings.rounds))
@@ -105,7 +107,7 @@ def plan(simulation: Simulation) -> CostPlan:
         parameters=sum(t.numel() for t in params.values()),
         model_bytes=int(size),
         messages=round(2 * (trained + evaluated)),
-        megabytes=hops * carried * (2 * trained + evaluated) / 1e6,
+        megabytes=hops * (carried * (trained + evaluated) + replied * trained) / 1e6,
         round_seconds=seconds[1],
         total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
         flops=computed,
