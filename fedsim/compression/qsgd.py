@@ -10,7 +10,7 @@ of each bucket v of d numbers by itself. E Q(v) = v, and E ‖Q(v) − v‖² �
 d = 512 and s = 15 are 5 bits and 1/16 of one for the norm. With larger d and the same s more of a
 vector is rounded to zero.
 
-Shapes: P numbers in Q buckets of d; the last one may be shorter, and is padded with zeros.
+Shapes: P numbers in Q buckets.
 
 Differs from the paper: levels are sent in as many bits as the largest takes, not in Elias' code,
 whose length depends on the values. The norm is rounded up to the update's precision, so that no
@@ -26,6 +26,7 @@ import numpy as np
 
 from fedsim.compression.base import Codec
 from fedsim.compression.bits import MOST, pack, packed_bytes, unpack
+from fedsim.compression.buckets import Buckets, rounded_up, stochastic
 from fedsim.parts import Range
 
 
@@ -48,23 +49,25 @@ class QSGD(Codec):
 
     def size(self, count: int, dtype: np.dtype) -> int:
         """See `Codec.size`."""
-        return self._norms(count) * dtype.itemsize + packed_bytes(count, self.bits)
+        norms = len(Buckets(count, self.bucket))
+        return norms * dtype.itemsize + packed_bytes(count, self.bits)
 
     def encode(self, update_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """See `Codec.encode`."""
-        norm_Q = _norms(self._buckets(np.abs(update_P, dtype=np.float64)), update_P.dtype)
-        norm_P = self._spread(norm_Q.astype(np.float64), len(update_P))
+        buckets = Buckets(len(update_P), self.bucket)
+        size_P = np.abs(update_P, dtype=np.float64)
+        norm_Q = rounded_up(_norms(size_P, buckets), update_P.dtype)
+        norm_P = buckets.spread(norm_Q.astype(np.float64))
         some_P = np.isfinite(norm_P) & (norm_P > 0)
-        share_P = np.divide(np.abs(update_P), norm_P, out=np.zeros(len(update_P)), where=some_P)
-        scaled_P = share_P * self.levels
-        level_P = np.floor(scaled_P)
-        level_P += rng.random(len(update_P)) < scaled_P - level_P
-        code_P = level_P.astype(np.uint32) | (update_P < 0).astype(np.uint32) << (self.bits - 1)
-        return np.concatenate([norm_Q.view(np.uint8), pack(code_P, self.bits)])
+        share_P = np.divide(size_P, norm_P, out=np.zeros_like(size_P), where=some_P)
+        level_P = stochastic(share_P * self.levels, rng)
+        sign_P = (update_P < 0).astype(np.uint32) << (self.bits - 1)
+        return np.concatenate([norm_Q.view(np.uint8), pack(level_P | sign_P, self.bits)])
 
     def decode(self, code_B: np.ndarray, count: int, dtype: np.dtype) -> np.ndarray:
         """See `Codec.decode`."""
-        head = self._norms(count) * dtype.itemsize
+        buckets = Buckets(count, self.bucket)
+        head = len(buckets) * dtype.itemsize
         norm_Q = code_B[:head].copy().view(dtype)
         if (norm_Q < 0).any():
             raise ValueError("has a negative norm")
@@ -74,34 +77,17 @@ class QSGD(Codec):
             raise ValueError(f"has a level above {self.levels}")
         negative_P = code_P >> (self.bits - 1) == 1
         with np.errstate(invalid="ignore"):  # of a norm that is not finite, no number is
-            size_P = self._spread(norm_Q.astype(np.float64), count) * (level_P / self.levels)
+            size_P = buckets.spread(norm_Q.astype(np.float64)) * (level_P / self.levels)
         values_P: np.ndarray = np.where(negative_P, -size_P, size_P).astype(dtype)
         return values_P
 
-    def _norms(self, count: int) -> int:
-        return -(-count // (self.bucket or max(1, count)))
 
-    def _buckets(self, values_P: np.ndarray) -> np.ndarray:
-        """Return numbers as `[Q, d]`, padded with zeros."""
-        count = len(values_P)
-        width = min(self.bucket or count, count)
-        padded = np.zeros(self._norms(count) * width)
-        padded[:count] = values_P
-        return padded.reshape(self._norms(count), width)
-
-    def _spread(self, norm_Q: np.ndarray, count: int) -> np.ndarray:
-        """Return each number's norm, `[P]`."""
-        repeated: np.ndarray = np.repeat(norm_Q, self.bucket or count)[:count]
-        return repeated
-
-
-def _norms(size_Qd: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return the norms of rows of absolute values, rounded up to a precision, `[Q]`."""
+def _norms(size_P: np.ndarray, buckets: Buckets) -> np.ndarray:
+    """Return the norms of buckets of absolute values, `[Q]`."""
     # Of the numbers over the largest: a square can neither overflow nor be lost.
-    most_Q1 = size_Qd.max(axis=1, initial=0, keepdims=True)
+    most_Q = buckets.reduce(np.maximum, size_P)
+    most_P = buckets.spread(most_Q)
     with np.errstate(invalid="ignore", over="ignore"):
-        share_Qd = np.divide(size_Qd, most_Q1, out=np.zeros_like(size_Qd), where=most_Q1 != 0)
-        exact_Q = most_Q1[:, 0] * np.sqrt(np.square(share_Qd).sum(axis=1))
-        norm_Q = exact_Q.astype(dtype)
-    up_Q: np.ndarray = np.where(norm_Q < exact_Q, np.nextafter(norm_Q, np.inf), norm_Q)
-    return up_Q.astype(dtype)
+        share_P = np.divide(size_P, most_P, out=np.zeros_like(size_P), where=most_P != 0)
+        norm_Q: np.ndarray = most_Q * np.sqrt(buckets.reduce(np.add, np.square(share_P)))
+    return norm_Q
