@@ -49,7 +49,7 @@ def test_each_bucket_has_its_own_norm() -> None:
 @pytest.mark.parametrize("name", ["normal", "heavy", "sparse", "flat"])
 def test_the_mean_is_the_vector(name: str, levels: int) -> None:
     """By Hoeffding: a number that is decoded is one of two, ‖v‖/s apart."""
-    v, draws = VECTORS[name], 2000
+    v, draws = VECTORS[name], 1000
     codec = QSGD(levels=levels, bucket=20)
     mean, error = means(codec, v, draws)
     norms = np.repeat(np.linalg.norm(v.reshape(3, 20), axis=1), 20)

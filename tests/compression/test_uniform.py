@@ -27,7 +27,7 @@ def test_all_least_numbers_come_before_all_largest() -> None:
 
 @pytest.mark.parametrize("bits", [1, 3])
 def test_the_mean_is_the_vector_and_the_error_below_the_papers(bits: int) -> None:
-    rng, draws, d = np.random.default_rng(3), 2000, 20
+    rng, draws, d = np.random.default_rng(3), 1000, 20
     codec = Uniform(bits=bits, bucket=d)
     for v in (rng.normal(size=3 * d), rng.standard_t(1.2, size=3 * d), rng.random(3 * d) + 9):
         rows = v.reshape(3, d)
