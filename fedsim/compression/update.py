@@ -107,7 +107,8 @@ class Compressor:
         sent = {ENCODED: torch.from_numpy(code_B), **integers}
         if not self.codec.remembers:
             return sent, {}
-        residual_P = update_P - self.codec.decode(code_B, len(update_P), update_P.dtype)
+        with np.errstate(invalid="ignore"):  # of infinities
+            residual_P = update_P - self.codec.decode(code_B, len(update_P), update_P.dtype)
         if np.isfinite(residual_P).all():
             return sent, {RESIDUAL: torch.from_numpy(residual_P)}
         return sent, dict(memory) or {RESIDUAL: torch.from_numpy(np.zeros_like(update_P))}

@@ -84,7 +84,9 @@ def test_no_number_is_above_the_norm(name: str, dtype: type) -> None:
         v = VECTORS[name].astype(dtype)
     v = v[np.isfinite(v)]
     codec = QSGD(levels=1, bucket=1)  # each number is its bucket's norm
-    assert codec.decode(codec.encode(v, Draws(*[0.0] * len(v))), len(v), v.dtype).tolist() == list(v)
+    assert codec.decode(codec.encode(v, Draws(*[0.0] * len(v))), len(v), v.dtype).tolist() == list(
+        v
+    )
 
 
 def test_a_bad_level_and_a_negative_norm_are_refused() -> None:
