@@ -53,4 +53,5 @@ def stochastic(scaled_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     floor_P = np.floor(scaled_P)
     up_P = rng.random(len(scaled_P)) < scaled_P - floor_P
-    return floor_P.astype(np.uint32) + up_P.astype(np.uint32)
+    level_P: np.ndarray = floor_P.astype(np.uint32) + up_P.astype(np.uint32)
+    return level_P

@@ -44,7 +44,7 @@ class Uniform(Codec):
     @property
     def levels(self) -> int:
         """s, the number of steps from lo to hi."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def size(self, count: int, dtype: np.dtype) -> int:
         """See `Codec.size`."""

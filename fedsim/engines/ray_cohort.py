@@ -367,14 +367,15 @@ class RayCohortGrid(InProcessGrid):
             late = f"no answer within {self._timeout:g} s (admission.timeout_s)"
             errors = {client: late for client in clients.tolist()}
             return Chunk(client_index=np.arange(0), arrays={}, errors=errors)
-        self.remember(got.client_index, _tensors(got.memory))
+        answered = got.client_index.copy()  # what Ray hands out cannot be written to
+        self.remember(answered, _tensors(got.memory))
         device = self.runtime.dataset.train_x.device
         arrays, extra = (
             {name: tensor.to(device) for name, tensor in _tensors(columns).items()}
             for columns in (got.arrays, got.client_arrays)
         )
         return Chunk(
-            client_index=got.client_index.copy(),  # what Ray hands out cannot be written to
+            client_index=answered,
             arrays=arrays,
             client_arrays=extra,
             metrics={name: column.copy() for name, column in got.metrics.items()},

@@ -5,6 +5,8 @@ points. With feedback x + mean e moves by the mean gradient exactly, whatever th
 out: a point can only stay where that is zero.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -38,8 +40,8 @@ def test_the_largest_alone_diverges_as_beznosikov_et_al_compute(engine: str) -> 
 def test_with_feedback_it_ends_at_the_optimum_as_fast_as_descent(engine: str, rounds: int) -> None:
     """All gradients vanish at 0, and with them what is left out: no distance is left.
 
-    The mean Hessian is Σ_k 2 a_k a_kᵀ / 3 + I / 2. Of Σ_k a_k a_kᵀ, 17 on the diagonal and −8 beside
-    it, (1, 1, 1) is an eigenvector of value 1: gradient descent goes by 1 − γ (2/3 + 1/2) a round.
+    The mean Hessian is Σ_k 2 a_k a_kᵀ / 3 + I / 2. Σ_k a_k a_kᵀ is 17 on the diagonal and −8 beside
+    it, and (1, 1, 1) its eigenvector of value 1: descent goes by 1 − γ (2/3 + 1/2) a round.
     """
     gamma = 0.03
     runtime = quadratics(*BEZNOSIKOV, [1.0, 1.0, 1.0], TopK(share=ONE_OF_THREE), lr=gamma)
@@ -71,7 +73,7 @@ def test_with_feedback_nothing_is_lost(codec: object, engine: str) -> None:
     path = [(np.zeros(2), np.zeros(2)), *trace(runtime, ENGINES[engine], 40)]
     optimum = np.mean(CENTRES, axis=0)
     gaps = []
-    for (x, e), (new_x, new_e) in zip(path, path[1:], strict=False):
+    for (x, e), (new_x, new_e) in pairwise(path):
         gaps.append(np.abs((new_x + new_e) - (x + e - gamma * (x - optimum))).max())
     remembers = codec.remembers  # type: ignore[attr-defined]
     assert (max(gaps) < 1e-14) == remembers

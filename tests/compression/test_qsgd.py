@@ -63,7 +63,7 @@ def test_the_mean_is_the_vector(name: str, levels: int) -> None:
 @pytest.mark.parametrize("levels", [1, 2, 4, 7, 16, 100])
 @pytest.mark.parametrize("name", VECTORS)
 def test_the_variance_is_below_the_papers(name: str, levels: int) -> None:
-    """The exact variance, of the codec's own levels: the two ways a number may go, by its chance."""
+    """The exact variance, by the codec's own levels: the two ways a number may go, by chance."""
     v = VECTORS[name] / (np.abs(VECTORS[name]).max() or 1)  # else a square would overflow
     codec, n = QSGD(levels=levels, bucket=None), len(v)
     up, down = (

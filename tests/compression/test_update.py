@@ -35,7 +35,7 @@ def end(*words: str) -> dict[str, torch.Tensor]:
 
 
 def test_feedback_by_hand() -> None:
-    """Of (1, -3), then (1, 1), one number at a time: what is left of the first comes with the second."""
+    """Of (1, -3), then (1, 1), one number at a time: what is left of the first comes later."""
     compressor = Compressor(codec=TopK(share=0.5), seed=0)
     start = {"w": torch.tensor([10.0, 20.0], dtype=torch.float64)}
     told = []

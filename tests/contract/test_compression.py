@@ -1,4 +1,4 @@
-"""What holds of every encoding that a scenario can name: of its bytes, and of whole runs with it."""
+"""What holds of every encoding that a scenario can name: of its bytes, of whole runs with it."""
 
 from __future__ import annotations
 

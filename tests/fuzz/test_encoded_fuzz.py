@@ -1,4 +1,4 @@
-"""Random bytes in the place of an encoded update: decoded to finite models, or rejected and counted.
+"""Random bytes in the place of an encoded update: finite models, or rejected and counted.
 
 `FEDSIM_FUZZ` sets the number of examples, as in test_messages_fuzz.py.
 """
@@ -33,8 +33,9 @@ SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 3e38, 1e-45],
 
 
 @st.composite
-def codes(draw: st.DrawFn, codec: Codec, dtype: np.dtype = np.dtype("<f4")) -> np.ndarray:
+def codes(draw: st.DrawFn, codec: Codec) -> np.ndarray:
     """Bytes of the right length: any, or a good code with some numbers or bytes replaced."""
+    dtype = np.dtype("<f4")
     size = codec.size(COUNT, dtype)
     if draw(st.booleans()):
         return np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8)
@@ -44,9 +45,8 @@ def codes(draw: st.DrawFn, codec: Codec, dtype: np.dtype = np.dtype("<f4")) -> n
         place = draw(st.integers(0, size - 1))
         if draw(st.booleans()):
             bad = SPECIAL[draw(st.integers(0, len(SPECIAL) - 1))].tobytes()
-            code[place // 4 * 4 : place // 4 * 4 + 4] = np.frombuffer(bad, np.uint8)[
-                : len(code[place // 4 * 4 : place // 4 * 4 + 4])
-            ]
+            number = code[place // 4 * 4 :][:4]
+            number[:] = np.frombuffer(bad, np.uint8)[: len(number)]
         else:
             code[place] = draw(st.integers(0, 255))
     return code
