@@ -1,9 +1,10 @@
-"""What asynchronous strategies share: clients in flight on the virtual clock.
+"""What asynchronous strategies share: the virtual clock, and clients in flight on it.
 
-`concurrency` clients are busy at any time. One that has finished is replaced at once by another,
-which starts from the model as it is then. After `buffer` replies the server makes a new model: that
-is one round of the loop. Replies are computed in the round in which their clients start, since they
-depend on that round's model alone, and are held until the simulated time at which they arrive.
+`AsynchronousStrategy` keeps the time, and no more. In `ClientsInFlight`, `concurrency` clients are
+busy at any time. One that has finished is replaced at once by another, which starts from the model
+as it is then. After `buffer` replies the server makes a new model: that is one round of the loop.
+Replies are computed in the round in which their clients start, since they depend on that round's
+model alone, and are held until the simulated time at which they arrive.
 
 Who starts in a round is known before anybody is asked: all free places are taken, and of the
 `buffer` arrivals that the round ends with, each but the last frees one place while its model is in
@@ -30,7 +31,7 @@ from fedsim import seeds
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.events import EventQueue
 from fedsim.parts import Range
-from fedsim.records import BUSY, Params, Replies, moved
+from fedsim.records import BUSY, Chunk, Params, Replies, moved
 from fedsim.strategy import FedsimStrategy, Round, State
 
 _HELD = "held/"
@@ -54,7 +55,45 @@ class Arrival:
 
 @dataclass(kw_only=True)
 class AsynchronousStrategy(FedsimStrategy):
-    """Base of strategies whose server does not wait for everybody.
+    """Base of strategies whose server does not wait for everybody, and which keep the time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._now = 0.0
+
+    @property
+    def simulated_seconds(self) -> float:
+        """When the latest model was made."""
+        return self._now
+
+    @abc.abstractmethod
+    def starts(self, rounds: int) -> int:
+        """Return how many clients start in a run of some rounds, if there are always idle ones."""
+
+    def drawn(self, server_round: int, clients: np.ndarray) -> np.ndarray:
+        """Return clients in the order of a round's keyed draw."""
+        seed = 0 if self.federation is None else self.federation.seed
+        rng = seeds.rng(seed, server_round, seeds.SERVER, "who-starts")
+        return rng.permutation(clients)
+
+    def seconds(self, chunk: Chunk) -> np.ndarray:
+        """Return how long the clients of some replies were busy, float64 `[K]`.
+
+        Raises:
+            ConfigError: Nobody knows.
+        """
+        if BUSY not in chunk.metrics:
+            raise ConfigError(
+                f"{type(self).__name__} needs to know how long each client is busy; set "
+                "devices=unequal (or equal); if that is set, the run's log says why operations "
+                "cannot be counted"
+            )
+        return chunk.metrics[BUSY]
+
+
+@dataclass(kw_only=True)
+class ClientsInFlight(AsynchronousStrategy):
+    """Base of strategies whose server uses each client's reply as it arrives.
 
     Attributes:
         concurrency: How many clients are busy at any time.
@@ -68,7 +107,6 @@ class AsynchronousStrategy(FedsimStrategy):
         self._held: dict[int, Params] = {}
         self._started: dict[int, int] = {}
         self._version = 0
-        self._now = 0.0
         self._order = np.arange(0)
 
     # --- what an algorithm says --------------------------------------------------------------
@@ -89,22 +127,15 @@ class AsynchronousStrategy(FedsimStrategy):
 
     # --- the clock ---------------------------------------------------------------------------
 
-    @property
-    def simulated_seconds(self) -> float:
-        """When the latest model was made."""
-        return self._now
-
     def starts(self, rounds: int) -> int:
-        """Return how many clients start in a run of some rounds, if there are always idle ones."""
+        """See `AsynchronousStrategy.starts`."""
         return self.concurrency + self.takes * rounds - 1
 
     def chosen(self, server_round: int, offered: np.ndarray) -> np.ndarray:
         """See `FedsimStrategy.chosen`."""
-        seed = 0 if self.federation is None else self.federation.seed
-        rng = seeds.rng(seed, server_round, seeds.SERVER, "who-starts")
         idle = offered[[int(client) not in self._queue for client in offered]]
         wanted = max(0, self.concurrency - len(self._queue)) + self.takes - 1
-        self._order = rng.permutation(idle)[:wanted]
+        self._order = self.drawn(server_round, idle)[:wanted]
         return np.sort(self._order)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
@@ -132,13 +163,7 @@ class AsynchronousStrategy(FedsimStrategy):
         """Keep what came; return how long each client is busy."""
         busy: dict[int, float] = {}
         for chunk in replies.chunks():
-            if BUSY not in chunk.metrics:
-                raise ConfigError(
-                    f"{type(self).__name__} needs to know how long each client is busy; set "
-                    "devices=unequal (or equal); if that is set, the run's log says why operations "
-                    "cannot be counted"
-                )
-            seconds_K = chunk.metrics[BUSY].tolist()
+            seconds_K = self.seconds(chunk).tolist()
             for row, client in enumerate(chunk.client_index.tolist()):
                 arrays = {name: rows[row] for name, rows in chunk.arrays.items()}
                 self._held[client] = {

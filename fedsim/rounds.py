@@ -59,7 +59,7 @@ class RoundReport:
         train, clients, central: Metrics averaged over training clients, over evaluating clients,
             and of the central test set; empty where not measured.
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
-        diagnostics: What an observer says of the round; empty without one.
+        diagnostics: What an observer says of the round, and, if it is evaluated, the strategy.
         epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
         privacy: The same with its delta, unit and relation, in words; never show it without.
         budget: The epsilon, of the same delta, at which the run stops; None for none.
@@ -197,6 +197,8 @@ class RoundLoop:
                 diagnostics = self.observer.end(params)
             clients, central = AdmittedReplies.nothing(), {}
             if due:
+                if isinstance(self.strategy, FedsimStrategy):
+                    diagnostics |= self.strategy.diagnostics()
                 if self.evaluation.clients and not fused:
                     clients = self._evaluate(server_round, params)
                 if self.evaluation.central is not None:

@@ -32,18 +32,20 @@ from fedsim.compression import CompressionPart, Compressor
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.decomposition import Decomposition
-from fedsim.devices.base import DevicesPart
+from fedsim.devices.base import DevicesPart, Fleet
 from fedsim.engines import recipe
 from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.footprint import Meter
+from fedsim.memory import Able, able_clients, work_bytes
 from fedsim.models.bags import on_bags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model, check_trainable
 from fedsim.models.dropout import replace_dropout
 from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
+from fedsim.network import Network
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
@@ -55,6 +57,7 @@ from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TYPE, TopologyPart
+from fedsim.topology.traffic import ThroughServer, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +188,28 @@ class Simulation:
         with _about("participation"):
             bound = self._part("participation", ParticipationPart).bind(population)
         schedule: Schedule = bound if hidden else WithSamples(bound, self._train_sizes)
+        if self.able_N is not None:
+            schedule = Able(schedule, self.able_N)
         return self.smoke.schedule(schedule, population.num_clients) if self.smoke else schedule
+
+    @cached_property
+    def fleet(self) -> Fleet | None:
+        """The devices of the run's clients; None without a profile."""
+        with _about("devices"):
+            part = self._part("devices", DevicesPart)
+            return part.fleet(self.partition.num_clients, self.settings.seed)
+
+    @cached_property
+    def able_N(self) -> np.ndarray | None:
+        """Whose memory holds a client's local work; None if everybody's does, or nothing trains."""
+        if self.fleet is None or self.fleet.memory_N is None or self.asking is not None:
+            return None
+        clients = np.arange(self.partition.num_clients)
+        hidden = self.privacy_part.hides_sizes
+        samples_N = np.full(len(clients), 2**62) if hidden else self._train_sizes(clients)
+        need_N = work_bytes(self.model, self.dataset.train_x, self.work, samples_N)
+        with _about("devices"):
+            return able_clients(self.fleet.memory_N, need_N)
 
     def _no_histogram(self) -> np.ndarray:
         raise ConfigError(
@@ -253,6 +277,7 @@ class Simulation:
                 model=self.model,
                 server_data=self.dataset.server,
                 graph=lambda: self.graph,
+                latencies=lambda: None if self.meter is None else self.meter.latencies(),
             )
         return strategy
 
@@ -330,9 +355,17 @@ class Simulation:
     @cached_property
     def meter(self) -> Meter | None:
         """What measures what rounds take of clients; None without a device profile."""
-        part = self._part("devices", DevicesPart)
-        fleet = part.fleet(self.partition.num_clients, self.settings.seed)
-        return None if fleet is None else Meter(self.runtime, fleet)
+        if self.fleet is None:
+            return None
+        count, strategy = self.partition.num_clients, self.strategy
+        network = Network(self.topology, count, lambda: self.graph)
+
+        def traffic(exchange: str) -> Traffic:
+            if isinstance(strategy, FedsimStrategy):
+                return strategy.latest_traffic(exchange)
+            return ThroughServer()
+
+        return Meter(self.runtime, self.fleet, network, traffic)
 
     @cached_property
     def compressor(self) -> Compressor | None:

@@ -44,6 +44,7 @@ def render(data: RunData) -> str:
         sections.curves(data, head),
         findings.findings(data.findings),
         sections.decomposition(data),
+        sections.diagnostics(data),
         sections.privacy(data),
         sections.audit(data),
         sections.who_took_part(data),

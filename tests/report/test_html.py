@@ -112,6 +112,20 @@ def test_the_last_ten_evaluated_rounds_are_tabled(fake_run):
     ]
 
 
+def test_what_a_strategy_says_of_its_rounds_is_drawn_by_name(fake_run):
+    run = fake_run(rounds=5)
+    lines = metrics(run)
+    for line in lines[1:]:
+        line["diagnostics"] = {"consensus-distance": 2.0 / line["server_round"], "loss-local": 1.0}
+        line["diagnostics"][HOSTILE] = 0.5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = report(run)
+    assert "Diagnostics" in page.text and "Consensus distance" in page.text
+    assert "Last: 0.4000." in page.text
+    assert "loss-local" not in page.text  # a term of a sum whose other terms are missing
+    assert "diagnostics.consensus-distance" in (run / "curves.csv").read_text()
+
+
 def test_the_curves_are_written_beside_it(fake_run):
     run = fake_run(rounds=3)
     write_report(run)
