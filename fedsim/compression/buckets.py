@@ -38,14 +38,6 @@ class Buckets:
         return spread_P
 
 
-def rounded_up(exact: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return numbers in another precision, none of them smaller."""
-    with np.errstate(over="ignore"):
-        near = exact.astype(dtype)
-    up: np.ndarray = np.where(near < exact, np.nextafter(near, np.inf, dtype=dtype), near)
-    return up
-
-
 def stochastic(scaled_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return whole numbers, uint32, next to numbers >= 0, whose means they are.
 

@@ -13,8 +13,8 @@ vector is rounded to zero.
 Shapes: P numbers in Q buckets.
 
 Differs from the paper: levels are sent in as many bits as the largest takes, not in Elias' code,
-whose length depends on the values. The norm is rounded up to the update's precision, so that no
-|v_i| exceeds it and rounding is unbiased to the last bit of it.
+whose length depends on the values. The norm is sent in the update's precision; rounding to it is
+monotone, so that no |v_i| exceeds it, and the mean is exact with the norm that was sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from fedsim.compression.base import Codec
 from fedsim.compression.bits import MOST, pack, packed_bytes, unpack
-from fedsim.compression.buckets import Buckets, rounded_up, stochastic
+from fedsim.compression.buckets import Buckets, stochastic
 from fedsim.parts import Range
 
 
@@ -56,7 +56,7 @@ class QSGD(Codec):
         """See `Codec.encode`."""
         buckets = Buckets(len(update_P), self.bucket)
         size_P = np.abs(update_P, dtype=np.float64)
-        norm_Q = rounded_up(_norms(size_P, buckets), update_P.dtype)
+        norm_Q = _norms(size_P, buckets, update_P.dtype)
         norm_P = buckets.spread(norm_Q.astype(np.float64))
         some_P = np.isfinite(norm_P) & (norm_P > 0)
         share_P = np.divide(size_P, norm_P, out=np.zeros_like(size_P), where=some_P)
@@ -82,12 +82,12 @@ class QSGD(Codec):
         return values_P
 
 
-def _norms(size_P: np.ndarray, buckets: Buckets) -> np.ndarray:
-    """Return the norms of buckets of absolute values, `[Q]`."""
+def _norms(size_P: np.ndarray, buckets: Buckets, dtype: np.dtype) -> np.ndarray:
+    """Return the norms of buckets of absolute values, none below the largest of them, `[Q]`."""
     # Of the numbers over the largest: a square can neither overflow nor be lost.
     most_Q = buckets.reduce(np.maximum, size_P)
     most_P = buckets.spread(most_Q)
     with np.errstate(invalid="ignore", over="ignore"):
         share_P = np.divide(size_P, most_P, out=np.zeros_like(size_P), where=most_P != 0)
         norm_Q: np.ndarray = most_Q * np.sqrt(buckets.reduce(np.add, np.square(share_P)))
-    return norm_Q
+        return norm_Q.astype(dtype)
