@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from fedsim import third_party
 from fedsim.errors import BudgetError, ConfigError, ResumeError
+from fedsim.network import Network
 from fedsim.protection.ledger import LEDGER, Ledger
 from fedsim.records import Params
 from fedsim.results import RunFolder, command_line, environment
@@ -23,6 +26,8 @@ _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
+_CARRIED = "links/bytes"
+"""The name of what each link has carried; absent where it is not kept."""
 
 
 @dataclass(kw_only=True)
@@ -63,6 +68,8 @@ class Run:
             self._plan(max(self.simulation.last_round, saved.last_round))
             loop = self._loop()
             loop.clock.seconds = _time(saved.state.pop(_CLOCK, None))
+            if loop.meter is not None:
+                loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
             mechanism, state = _split(saved.state)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
@@ -163,8 +170,18 @@ class Run:
         found = self.simulation.findings(model)
         if found is not None:
             self.folder.write_findings(found.to_json())
+        if loop.meter is not None:
+            self._write_graph(loop.meter.network)
         if spent:
             raise spent
+
+    def _write_graph(self, network: Network) -> None:
+        """Write who is linked to whom, and what each link has carried."""
+        graph = network.describe()
+        if graph is not None:
+            self.folder.write_graph(graph)
+        elif network.kind != "star":
+            log.warning("no graph.json: %s", network.why_not)
 
     def _save(self, loop: RoundLoop, server_round: int, params: Params) -> None:
         simulation = self.simulation
@@ -176,6 +193,7 @@ class Run:
                 **third_party.state_of(simulation.strategy),
                 **self._mechanism(),
                 **_time_of(loop),
+                **_carried(loop),
             },
             simulation.settings.checkpoint.keep,
             self.ledger.chain,
@@ -190,6 +208,16 @@ def _time_of(loop: RoundLoop) -> State:
     """Return the clock's time as it is kept; JSON gives back every bit of a float."""
     seconds = loop.clock.seconds
     return {} if loop.meter is None or seconds is None else {_CLOCK: seconds}
+
+
+def _carried(loop: RoundLoop) -> State:
+    """Return what each link has carried, as it is kept."""
+    bytes_M = None if loop.meter is None else loop.meter.network.bytes_M
+    return {} if bytes_M is None else {_CARRIED: bytes_M.copy()}
+
+
+def _column(kept: object) -> np.ndarray | None:
+    return None if kept is None else np.asarray(kept, np.float64)
 
 
 def _time(kept: object) -> float | None:

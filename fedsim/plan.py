@@ -10,10 +10,15 @@ import numpy as np
 
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.effort import check_memory, flops, samples_per_client
+from fedsim.records import Params
 from fedsim.simulation import Simulation
+from fedsim.strategy import FedsimStrategy, Round
+from fedsim.topology.traffic import ThroughEdges, ThroughServer, beside
 
 SAMPLED_ROUNDS = 50
 """Over how many rounds, spread over the run, the number of participants is averaged."""
+SAID_ROUNDS = 10_000
+"""For how many rounds a strategy is asked what they move; later ones are taken to be like these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ def plan(simulation: Simulation) -> CostPlan:
     evaluating = {"none": 0.0, "cohort": cohort, "all": float(simulation.partition.num_clients)}
     fused = settings.evaluation.fused
     evaluated = 0.0 if fused else evaluations * evaluating[settings.evaluation.clients]
-    size: float = sum(t.numel() * t.element_size() for t in params.values())
+    size = _size(params)
     asking = simulation.asking
     carried = size if asking is None else asking.exchanged / 2
     trained = settings.rounds * cohort
@@ -97,7 +102,6 @@ def plan(simulation: Simulation) -> CostPlan:
         tested = evaluations * len(simulation.dataset.test_y) if settings.evaluation.central else 0
         computed = trained * visited * each.training + tested * each.forward
     claim = simulation.protection.planned()
-    hops = simulation.topology.hops()
     return CostPlan(
         rounds=settings.rounds,
         num_clients=simulation.partition.num_clients,
@@ -105,7 +109,7 @@ def plan(simulation: Simulation) -> CostPlan:
         parameters=sum(t.numel() for t in params.values()),
         model_bytes=int(size),
         messages=round(2 * (trained + evaluated)),
-        megabytes=hops * carried * (2 * trained + evaluated) / 1e6,
+        megabytes=_moved(simulation, params, carried, trained, evaluated) / 1e6,
         round_seconds=seconds[1],
         total_seconds=settings.rounds * seconds[1] + evaluations * central_seconds,
         flops=computed,
@@ -116,6 +120,44 @@ def plan(simulation: Simulation) -> CostPlan:
         epsilon=claim.epsilon if claim.private and math.isfinite(claim.epsilon) else None,
         delta=claim.delta if claim.private and math.isfinite(claim.epsilon) else None,
     )
+
+
+def _moved(
+    simulation: Simulation, params: Params, carried: float, trained: float, evaluated: float
+) -> float:
+    """Return the bytes that cross links in all rounds; those of models are of their numbers alone.
+
+    Args:
+        simulation: Of the run.
+        params: The initial model.
+        carried: Bytes of a message between a client and whom it is asked by.
+        trained: How many are asked to train, in all rounds.
+        evaluated: How many to evaluate.
+    """
+    strategy, topology = simulation.strategy, simulation.topology
+    own, rounds = carried * (2 * trained + evaluated), simulation.settings.rounds
+    if not isinstance(strategy, FedsimStrategy):
+        return topology.hops() * own
+    count, nobody = simulation.partition.num_clients, np.arange(0)
+    traffics = [
+        strategy.traffic(
+            Round(server_round=r, num_clients=count, asked=nobody, params=params), "train"
+        )
+        for r in range(1, min(rounds, SAID_ROUNDS) + 1)
+    ]
+    if isinstance(traffics[0], ThroughServer):
+        return topology.hops() * own
+    beside_all = rounds * float(np.mean([_size(beside(traffic) or {}) for traffic in traffics]))
+    if isinstance(traffics[0], ThroughEdges):
+        edges: int = sum(role == "edge" for _, role in simulation.graph.nodes(data="role"))
+        return own + 2 * edges * beside_all
+    neighbours: float = 2 * simulation.graph.number_of_edges() / count
+    there = (trained / rounds - 1) / max(1, count - 1)
+    return trained / rounds * neighbours * max(0.0, there) * beside_all
+
+
+def _size(params: Params) -> float:
+    return float(sum(t.numel() * t.element_size() for t in params.values()))
 
 
 def _busy_round(simulation: Simulation) -> int:

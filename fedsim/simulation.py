@@ -43,6 +43,7 @@ from fedsim.models.check import check_model, check_trainable
 from fedsim.models.dropout import replace_dropout
 from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
+from fedsim.network import Network
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
@@ -54,6 +55,7 @@ from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TYPE, TopologyPart
+from fedsim.topology.traffic import ThroughServer, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -351,7 +353,17 @@ class Simulation:
     @cached_property
     def meter(self) -> Meter | None:
         """What measures what rounds take of clients; None without a device profile."""
-        return None if self.fleet is None else Meter(self.runtime, self.fleet)
+        if self.fleet is None:
+            return None
+        count, strategy = self.partition.num_clients, self.strategy
+        network = Network(self.topology, count, lambda: self.graph)
+
+        def traffic(exchange: str) -> Traffic:
+            if isinstance(strategy, FedsimStrategy):
+                return strategy.latest_traffic(exchange)
+            return ThroughServer()
+
+        return Meter(self.runtime, self.fleet, network, traffic)
 
     @cached_property
     def runtime(self) -> ClientRuntime:

@@ -30,6 +30,7 @@ from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
 from fedsim.records import Instructions, Params, PayloadOf, Replies, to_record, to_tensors
 from fedsim.topology.base import TopologyKind
+from fedsim.topology.traffic import ThroughServer, Traffic
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -139,6 +140,10 @@ class FedsimStrategy(Strategy, abc.ABC):
     def upload_like(self, context: Round) -> Mapping[str, Tensor]:
         """Return an example of what `client_half.upload` sends, for admission to compare with."""
         return {}
+
+    def traffic(self, context: Round, exchange: str) -> Traffic:
+        """Return what an exchange, "train" or "evaluate", moves in the network it is made for."""
+        return ThroughServer()
 
     @abc.abstractmethod
     def aggregate(self, context: Round, replies: Replies) -> Params:
@@ -265,6 +270,10 @@ class FedsimStrategy(Strategy, abc.ABC):
     def expected_upload(self) -> Mapping[str, Tensor]:
         """What admission expects beside the model in this round's replies."""
         return self.upload_like(self._round)
+
+    def latest_traffic(self, exchange: str) -> Traffic:
+        """Return what an exchange of the latest round moves; see `traffic`."""
+        return self.traffic(self._round, exchange)
 
     # --- helpers -----------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from fedsim.records import Params, PayloadOf
 from fedsim.strategy import FedsimStrategy, Round, State
 from fedsim.topology.base import TopologyKind
 from fedsim.topology.mixing import among, metropolis_hastings
+from fedsim.topology.traffic import AmongNeighbours, Traffic
 
 NODES = "nodes/"
 
@@ -91,6 +92,14 @@ class Gossiping(FedsimStrategy, abc.ABC):
 
     def evaluation_payload(self, context: Round) -> PayloadOf:
         return self.client_payload(context)
+
+    def traffic(self, context: Round, exchange: str) -> Traffic:
+        copy = self.copy(context.params) if exchange == "train" else None  # nodes score themselves
+        return AmongNeighbours(copy=copy)
+
+    def copy(self, params: Params) -> Params:
+        """Return what a node sends each of its neighbours in a round, in names and shapes."""
+        return params
 
     def fit(self, context: Round) -> None:
         """Give all nodes the initial model, before the first round.

@@ -2,8 +2,8 @@
 
     seconds of a client in an exchange = bytes down / down + operations / flops + bytes up / up
 
-Nothing overlaps: it receives, then computes, then sends. A round of synchronous training takes as
-long as the slowest of those who reply.
+Nothing overlaps: it receives, then computes, then sends. What the links of the topology add is in
+`fedsim.network`. A round of synchronous training takes as long as the slowest of those who reply.
 
 Shapes: N clients of the population, K of an exchange.
 """
@@ -32,17 +32,6 @@ class Fleet:
     down_N: np.ndarray
     up_N: np.ndarray
     memory_N: np.ndarray | None = None
-
-    def seconds(
-        self, clients: np.ndarray, down_K: np.ndarray, flops_K: np.ndarray, up_K: np.ndarray
-    ) -> np.ndarray:
-        """Return the seconds that some clients are busy in one exchange, float64 `[K]`."""
-        seconds_K: np.ndarray = (
-            down_K / self.down_N[clients]
-            + flops_K / self.flops_N[clients]
-            + up_K / self.up_N[clients]
-        )
-        return seconds_K
 
 
 class DevicesPart(Part, abc.ABC):
