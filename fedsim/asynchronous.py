@@ -66,6 +66,15 @@ class AsynchronousStrategy(FedsimStrategy):
         """When the latest model was made."""
         return self._now
 
+    @property
+    @abc.abstractmethod
+    def in_flight(self) -> bool:
+        """Whether anybody is busy."""
+
+    def wait_until(self, seconds: float) -> None:
+        """Let time pass in which nobody is busy."""
+        self._now = seconds
+
     @abc.abstractmethod
     def starts(self, rounds: int) -> int:
         """Return how many clients start in a run of some rounds, if there are always idle ones."""
@@ -126,6 +135,11 @@ class ClientsInFlight(AsynchronousStrategy):
         """Return the next model, of one reply or more, in the order of their arrival."""
 
     # --- the clock ---------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> bool:
+        """See `AsynchronousStrategy.in_flight`."""
+        return len(self._queue) > 0
 
     def starts(self, rounds: int) -> int:
         """See `AsynchronousStrategy.starts`."""

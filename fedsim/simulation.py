@@ -44,8 +44,13 @@ from fedsim.models.dropout import replace_dropout
 from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
 from fedsim.network import Network
-from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
-from fedsim.participation.sampling import Sampling
+from fedsim.participation.base import (
+    ParticipationPart,
+    PartOf,
+    Population,
+    Schedule,
+    WithSamples,
+)
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.protection.base import NoPrivacy
@@ -83,9 +88,10 @@ class Smoke:
         return _FewClients(schedule, min(self.clients, num_clients))
 
 
-class _FewClients(Schedule):
+class _FewClients(PartOf):
     def __init__(self, schedule: Schedule, count: int) -> None:
-        self.schedule, self.count = schedule, count
+        super().__init__(schedule)
+        self.count = count
 
     def select(self, server_round: int) -> np.ndarray:
         chosen = self.schedule.select(server_round)[: self.count]
@@ -93,9 +99,6 @@ class _FewClients(Schedule):
 
     def rates(self) -> np.ndarray:
         return self.schedule.rates()
-
-    def sampling(self) -> Sampling:
-        return self.schedule.sampling()
 
 
 Plant = Callable[["Simulation", Protection], Protection]
@@ -430,6 +433,8 @@ class Simulation:
             self.graph  # noqa: B018
         if isinstance(self.strategy, AsynchronousStrategy):
             self._check_asynchronous()
+        if self.schedule.timed:
+            self._check_timed()
         if self.asking is not None:
             check_scenario(
                 self.asking,
@@ -457,6 +462,26 @@ class Simulation:
                 "evaluation.decomposition=true: the loss terms are of the round's participants, "
                 f"and with strategy {name} a model is made of earlier ones' replies; set "
                 "evaluation.decomposition=false"
+            )
+
+    def _check_timed(self) -> None:
+        name = self._target("participation")
+        if self.meter is None:
+            raise ConfigError(
+                f"participation={name}: who is there depends on the simulated time, which passes "
+                "on the clients' devices, and the scenario has none; set devices=unequal (or equal)"
+            )
+        if self.asking is not None:
+            raise ConfigError(
+                f"participation={name}: who is there depends on the simulated time, which is not "
+                f"told where clients answer questions ({self._target('strategy')}); use "
+                "participation=uniform, bernoulli or full"
+            )
+        if not isinstance(self.privacy_part, NoPrivacy):
+            raise ConfigError(
+                f"participation={name}: who takes part depends on how long others are busy, hence "
+                f"on how much they hold, which privacy={self._target('privacy')} does not account "
+                "for; use participation=bernoulli, uniform or full, or privacy=none"
             )
 
     @cached_property

@@ -93,6 +93,11 @@ class FedAT(AsynchronousStrategy):
                 self._tier_N[members] = tier
         return self._tier_N
 
+    @property
+    def in_flight(self) -> bool:
+        """See `AsynchronousStrategy.in_flight`; of tiers."""
+        return len(self._queue) > 0
+
     def starts(self, rounds: int) -> int:
         """See `AsynchronousStrategy.starts`; no tier asks more at a time than the largest."""
         sizes = np.sort(np.bincount(self.tier_N))
