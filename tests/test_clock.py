@@ -88,13 +88,14 @@ def test_scores_within_training_replies_make_the_round_one_exchange() -> None:
     assert report.simulated_seconds == pytest.approx(2 * max(report.footprint["train"]["seconds"]))
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedbuff"])
-def test_a_resumed_run_has_the_same_clock_and_lines(strategy: str, tmp_path: Path) -> None:
-    """Checkpoints come every second round, and the run is cut after the third."""
-    words = [*WORDS, "rounds=5", f"strategy={strategy}", "participation=full", "devices=unequal"]
+def test_a_resumed_run_has_the_same_clock_and_lines(tmp_path: Path) -> None:
+    """Checkpoints come every second round, and the run is cut after the third.
+
+    Of a synchronous strategy, tests/participation/test_timed.py shows it.
+    """
+    words = [*WORDS, "rounds=5", "strategy=fedbuff", "participation=full", "devices=unequal"]
+    words += ["strategy.concurrency=3", "strategy.buffer=2"]
     words += ["checkpoint.every=2", f"output.root={tmp_path}"]
-    if strategy == "fedbuff":
-        words += ["strategy.concurrency=3", "strategy.buffer=2"]
     config = compose("quickstart", words)
     whole = Run(simulation=Simulation(config), folder=RunFolder.create(config))
     list(whole.start())
