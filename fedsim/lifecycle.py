@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
+_PACE = "pace/"
+"""The same of the late replies that are still to come."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
 _CARRIED = "links/bytes"
@@ -70,9 +72,12 @@ class Run:
             loop.clock.seconds = _time(saved.state.pop(_CLOCK, None))
             if loop.meter is not None:
                 loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
-            mechanism, state = _split(saved.state)
+            mechanism, state = _split(saved.state, _MECHANISM)
+            late, state = _split(state, _PACE)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
+            if loop.pace is not None:
+                loop.pace.load_state_dict(late)
             self.ledger.load(saved.covers.get(LEDGER))
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
@@ -192,6 +197,7 @@ class Run:
             {
                 **third_party.state_of(simulation.strategy),
                 **self._mechanism(),
+                **_late_of(loop),
                 **_time_of(loop),
                 **_carried(loop),
             },
@@ -220,11 +226,16 @@ def _column(kept: object) -> np.ndarray | None:
     return None if kept is None else np.asarray(kept, np.float64)
 
 
+def _late_of(loop: RoundLoop) -> State:
+    state = {} if loop.pace is None else loop.pace.state_dict()
+    return {_PACE + name: value for name, value in state.items()}
+
+
 def _time(kept: object) -> float | None:
     return float(kept) if isinstance(kept, (int, float)) else None
 
 
-def _split(state: State) -> tuple[State, State]:
-    """Return (the privacy mechanism's state, the strategy's)."""
-    own = {k.removeprefix(_MECHANISM): v for k, v in state.items() if k.startswith(_MECHANISM)}
-    return own, {k: v for k, v in state.items() if not k.startswith(_MECHANISM)}
+def _split(state: State, prefix: str) -> tuple[State, State]:
+    """Return (what is kept under names that begin so, without that; the rest)."""
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return own, {k: v for k, v in state.items() if not k.startswith(prefix)}

@@ -94,8 +94,8 @@ class FedAT(AsynchronousStrategy):
         return self._tier_N
 
     @property
-    def in_flight(self) -> bool:
-        """See `AsynchronousStrategy.in_flight`; of tiers."""
+    def anybody_busy(self) -> bool:
+        """See `AsynchronousStrategy.anybody_busy`; of tiers."""
         return len(self._queue) > 0
 
     def starts(self, rounds: int) -> int:

@@ -39,12 +39,14 @@ _BASES: dict[str, tuple[str, ...]] = {
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
     "devices": ("fedsim.devices.base.DevicesPart",),
+    "pace": ("fedsim.pace.base.PacePart",),
     "attack": ("fedsim.attack.base.AttackPart",),
 }
 """What a part of each group must be."""
 
 _IMPLIED: dict[str, dict[str, Any]] = {
     "devices": {"_target_": "fedsim.devices.none.Unprofiled"},
+    "pace": {"_target_": "fedsim.pace.patient.Patient"},
 }
 """Groups that came later: what a configuration without them means, whose hash stays what it was."""
 

@@ -259,3 +259,17 @@ def test_the_plan_takes_the_share_of_time():
 
     words = [*WORDS, *DAYS[:4], "participation.clients_per_round=null"]
     assert plan(Simulation(compose("quickstart", words))).clients_per_round == 6
+
+
+def test_while_late_replies_are_to_come_a_server_does_not_wait_for_others(tmp_path):
+    """All are there for a moment, and again after 100 s; the two that were late arrive before."""
+    path = tmp_path / "there.csv"
+    path.write_text("client,start,end\n" + "".join(f"{k},0,1e-4\n{k},100,101\n" for k in range(3)))
+    own = ["participation=intervals", f"participation.path={path}", "partition.num_clients=3"]
+    own += ["pace=over_selection", "pace.replies=1", "pace.late=keep", "rounds=4"]
+    _, (_, *told) = reports(*own)
+    assert [r.asked for r in told] == [3, 0, 0, 3]
+    assert [len(r.admitted) for r in told[:3]] == [1, 1, 1]
+    busy = sorted(told[0].footprint["train"]["seconds"])
+    assert [r.simulated_seconds for r in told[:3]] == busy
+    assert told[3].simulated_seconds > 100
