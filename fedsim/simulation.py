@@ -49,8 +49,13 @@ from fedsim.network import Network
 from fedsim.pace.base import Hurried, PacePart
 from fedsim.pace.check import check_pace
 from fedsim.pace.gate import Pace
-from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
-from fedsim.participation.sampling import Sampling
+from fedsim.participation.base import (
+    ParticipationPart,
+    PartOf,
+    Population,
+    Schedule,
+    WithSamples,
+)
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.protection.base import NoPrivacy
@@ -88,9 +93,10 @@ class Smoke:
         return _FewClients(schedule, min(self.clients, num_clients))
 
 
-class _FewClients(Schedule):
+class _FewClients(PartOf):
     def __init__(self, schedule: Schedule, count: int) -> None:
-        self.schedule, self.count = schedule, count
+        super().__init__(schedule)
+        self.count = count
 
     def select(self, server_round: int) -> np.ndarray:
         chosen = self.schedule.select(server_round)[: self.count]
@@ -98,9 +104,6 @@ class _FewClients(Schedule):
 
     def rates(self) -> np.ndarray:
         return self.schedule.rates()
-
-    def sampling(self) -> Sampling:
-        return self.schedule.sampling()
 
 
 Plant = Callable[["Simulation", Protection], Protection]
@@ -466,6 +469,8 @@ class Simulation:
             self._check_asynchronous()
         if self.compressor is not None:
             self._check_compression(self.runtime.half)
+        if self.schedule.timed:
+            self._check_timed()
         if self.asking is not None:
             check_scenario(
                 self.asking,
@@ -518,6 +523,26 @@ class Simulation:
                 "evaluation.decomposition=true: the loss terms are of the round's participants, "
                 f"and with strategy {name} a model is made of earlier ones' replies; set "
                 "evaluation.decomposition=false"
+            )
+
+    def _check_timed(self) -> None:
+        name = self._target("participation")
+        if self.meter is None:
+            raise ConfigError(
+                f"participation={name}: who is there depends on the simulated time, which passes "
+                "on the clients' devices, and the scenario has none; set devices=unequal (or equal)"
+            )
+        if self.asking is not None:
+            raise ConfigError(
+                f"participation={name}: who is there depends on the simulated time, which is not "
+                f"told where clients answer questions ({self._target('strategy')}); use "
+                "participation=uniform, bernoulli or full"
+            )
+        if not isinstance(self.privacy_part, NoPrivacy):
+            raise ConfigError(
+                f"participation={name}: who takes part depends on how long others are busy, hence "
+                f"on how much they hold, which privacy={self._target('privacy')} does not account "
+                "for; use participation=bernoulli, uniform or full, or privacy=none"
             )
 
     @cached_property

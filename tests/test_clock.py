@@ -176,7 +176,10 @@ def test_scores_within_training_replies_make_the_round_one_exchange() -> None:
     ids=lambda strategy: strategy[0],
 )
 def test_a_resumed_run_has_the_same_clock_and_lines(strategy: list[str], tmp_path: Path) -> None:
-    """Checkpoints come every second round, and the run is cut after the third."""
+    """Checkpoints come every second round, and the run is cut after the third.
+
+    Of a synchronous strategy without a pace, tests/participation/test_timed.py shows it.
+    """
     words = [*WORDS, "rounds=5", "participation=full", "devices=unequal", "checkpoint.every=2"]
     words += [f"strategy={strategy[0]}", *strategy[1:], f"output.root={tmp_path}"]
     config = compose("quickstart", words)
