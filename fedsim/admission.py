@@ -204,9 +204,11 @@ class AdmittedReplies(Replies):
 
     @property
     def least_bytes(self) -> int:
-        """What the arrays of a good reply take at least; they are sent as they are."""
-        arrays = (*(self.expected or {}).values(), *self.extra.values())
-        return sum(like.numel() * like.element_size() for like in arrays)
+        """What the arrays of a good reply take at least, sent as they are or encoded."""
+        sent = self.expected or {}
+        if self.compressor is not None:
+            sent = self.compressor.like(sent)
+        return sum(t.numel() * t.element_size() for t in (*sent.values(), *self.extra.values()))
 
     @property
     def num_faulty(self) -> int:
@@ -450,6 +452,7 @@ class AdmittedReplies(Replies):
                 self._reject("content", f"client {client}", f"the encoded update {error}")
                 self._faulty.add(client)
                 self._heard.add(client)
+                self.failed.add(client)
                 continue
             for name, rows in models.items():
                 rows[k].copy_(model[name])

@@ -275,7 +275,7 @@ class RoundLoop:
         if isinstance(self.strategy, AsynchronousStrategy):
             self.clock.seconds = self.strategy.simulated_seconds
             return
-        if train.gate is not None:
+        if train.gate is not None and self.clock.seconds is not None:
             self.clock.seconds = train.gate.closes
             footprint = {k: columns for k, columns in footprint.items() if k != "train"}
         self.clock.advance(footprint.values())
@@ -302,8 +302,7 @@ class RoundLoop:
             self._epsilon = self.charge(server_round, self._asked(sent))
         replies = self._exchange(sent, params)
         if self.pace is not None:
-            now = self.clock.seconds or 0.0
-            replies.gate = self.pace.gate(server_round, params, now)
+            replies.gate = self.pace.gate(server_round, params, self.clock.seconds)
         if self.observer is not None:
             self.observer.begin(replies.clients)
             replies.observe = self.observer.see

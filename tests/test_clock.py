@@ -147,10 +147,10 @@ def test_with_nobody_late_a_run_is_the_patient_one_to_the_bit() -> None:
     assert lines("pace=over_selection", "pace.replies=4") != patient
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "flower_fedavg"])
-def test_who_is_used_depends_neither_on_engine_nor_on_chunks(strategy: str) -> None:
-    """Also of Flower's own strategies, which see messages."""
-    words = [f"strategy={strategy}", "pace=over_selection", "pace.replies=3", "evaluation.every=9"]
+@pytest.mark.parametrize("word", ["compression=top_k", "strategy=flower_fedavg"])
+def test_who_is_used_depends_neither_on_engine_nor_on_chunks(word: str) -> None:
+    """Also where less than a model is sent, and for Flower's own strategies, which see messages."""
+    words = [word, "pace=over_selection", "pace.replies=3", "evaluation.every=9"]
 
     def who(*more: str) -> list[object]:
         told = [line for line, _ in lines(*words, *more)]
