@@ -103,14 +103,16 @@ def test_a_deployment_that_goes_on_says_what_is_lost(
 
 # --- what goes with what -----------------------------------------------------------------------
 
+NOISE = ["privacy.noise_multiplier=2", "privacy.epsilon=null", "privacy.delta=1e-3"]
+
 REFUSED = {
     "a head of one's own": (["strategy=fedper"], "strategies.fedper.FedPer start from, or send"),
     "no common model": (["strategy=dsgd", "topology=ring"], "something else; set compression=none"),
     "a secure sum": (
-        ["privacy=distributed_dp", "privacy.delta=1e-3"], "what encoding makes of these"
+        ["privacy=distributed_dp", *NOISE], "what encoding makes of these"
     ),
     "noise on the sum": (
-        ["privacy=user_dp", "privacy.delta=1e-3"], "e.g. privacy=local_dp"
+        ["privacy=user_dp", *NOISE], "e.g. privacy=local_dp"
     ),
     "forged models": (["attack=sign_flip"], "forges models"),
 }  # fmt: skip
@@ -133,8 +135,8 @@ def test_what_is_no_model_is_refused(scenario: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["privacy=local_dp", "privacy.delta=1e-3"],
-        ["privacy=dp_sgd", "privacy.delta=1e-5", "privacy.sample_rate=0.2"],
+        ["privacy=local_dp", *NOISE],
+        ["privacy=dp_sgd", *NOISE, "privacy.sample_rate=0.2"],
         ["privacy=label_dp"],
     ],
     ids=lambda words: words[0],
