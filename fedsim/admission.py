@@ -22,8 +22,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
-from typing import Annotated, Literal, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ from fedsim.records import (
     to_record,
     to_tensors,
 )
+
+if TYPE_CHECKING:
+    from fedsim.pace.gate import Gate
 
 MAX_REASON = 4000
 """Characters kept of what a client says about its error: a traceback, not a flood."""
@@ -136,6 +140,9 @@ class AdmittedReplies(Replies):
         busy: Gives the simulated seconds that clients whose replies have been weighed were busy,
             or None where they cannot be told; chunks then carry them, where a strategy needs them
             before all are in. None to leave it out.
+        gate: Lets pass those of the good replies that are used, and adds kept ones; None to use
+            all. `admitted`, `metrics` and `observe` are of what passes, without the kept ones.
+        failed: Who has sent nothing but what was rejected, so far.
     """
 
     rules: Admission
@@ -153,6 +160,8 @@ class AdmittedReplies(Replies):
     weigh: Callable[[RecordDict], int] | None = None
     received_bytes: dict[int, int] = field(default_factory=dict)
     busy: Callable[[AdmittedReplies, np.ndarray], np.ndarray | None] | None = None
+    gate: Gate | None = None
+    failed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._failure = ""
@@ -188,7 +197,19 @@ class AdmittedReplies(Replies):
 
         An answer to another round is none. 0 until all replies are drawn.
         """
-        return len(set(self._client_of.values()) - self._heard) if self._ended else 0
+        if not self._ended:
+            return 0
+        missed = set() if self.gate is None else self.gate.late
+        return len((set(self._client_of.values()) - self._heard) | missed)
+
+    @property
+    def least_bytes(self) -> int:
+        """What the arrays of a good reply take at least, be they sent as they are or encoded."""
+        model = self.expected or {}
+        if self.compressor is not None:
+            model = self.compressor.like(model)
+        arrays = (*model.values(), *self.extra.values())
+        return sum(like.numel() * like.element_size() for like in arrays)
 
     @property
     def num_faulty(self) -> int:
@@ -199,7 +220,7 @@ class AdmittedReplies(Replies):
         client: int = self._client_of[sent.metadata.dst_node_id]
         return client
 
-    @property
+    @cached_property
     def clients(self) -> np.ndarray:
         """Which clients were asked, sorted int64."""
         return np.array(sorted(self._client_of.values()), np.int64)
@@ -247,7 +268,10 @@ class AdmittedReplies(Replies):
         good.sort(key=lambda reply: reply[0])
         # Flower's own strategies refuse the whole round if one reply is of another form.
         usual = Counter(form for _, _, form, _ in good).most_common(1)
+        late = self._late_messages([client for client, _, f, _ in good if f == usual[0][0]])
         for client, message, form, metrics in good:
+            if client in late:
+                continue
             if form == usual[0][0]:
                 self._note_metrics([client], {name: [value] for name, value in metrics.items()})
                 if self.observe is not None or self.compressor is not None:
@@ -262,7 +286,29 @@ class AdmittedReplies(Replies):
                 self._faulty.add(client)
         self._end()
 
+    def _late_messages(self, clients: list[int]) -> set[int]:
+        """Return whose good messages are not used, once all have come."""
+        if self.gate is None:
+            return set()
+        index = np.array(clients, np.int64)
+        return set(index[~self.gate.pick(index, self)].tolist())
+
     def chunks(self) -> Iterator[Chunk]:
+        good = self._good_chunks()
+        for chunk in good if self.gate is None else self.gate.on_time(good, self):
+            self._note_metrics(
+                chunk.client_index.tolist(), {k: v.tolist() for k, v in chunk.metrics.items()}
+            )
+            if len(chunk):
+                if self.observe is not None:
+                    self.observe(chunk)
+                yield self._timed(chunk)
+        if self.gate is not None:
+            yield from self.gate.arrivals()
+        self._end()
+
+    def _good_chunks(self) -> Iterator[Chunk]:
+        """Yield the good replies, on time or not, as they are drawn."""
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
         for chunk in chunks:
             if _is_stacked(self.replies):
@@ -271,18 +317,11 @@ class AdmittedReplies(Replies):
             for client, told in sorted(chunk.errors.items()):
                 self._reject("error", f"client {client}", self._told(f"client {client}", told))
             self._heard.update(chunk.errors)
+            self.failed.update(chunk.errors)
             if not len(chunk):
                 continue
             self._heard.update(chunk.client_index.tolist())
-            good = self._check_columns(chunk)
-            self._note_metrics(
-                good.client_index.tolist(), {k: v.tolist() for k, v in good.metrics.items()}
-            )
-            if len(good):
-                if self.observe is not None:
-                    self.observe(good)
-                yield self._timed(good)
-        self._end()
+            yield self._check_columns(chunk)
 
     def _timed(self, chunk: Chunk) -> Chunk:
         seconds_K = None if self.busy is None else self.busy(self, chunk.client_index)
@@ -312,8 +351,11 @@ class AdmittedReplies(Replies):
             if node in self._client_of and rejection.reason != "stale":
                 self._faulty.add(self._client_of[node])
                 self._heard.add(self._client_of[node])
+                if rejection.reason != "duplicate":
+                    self.failed.add(self._client_of[node])
             return None
         self._heard.add(self._client_of[node])
+        self.failed.discard(self._client_of[node])
         return decoded
 
     def _weigh_rows(self, chunk: Chunk) -> None:
@@ -411,6 +453,7 @@ class AdmittedReplies(Replies):
                 self._reject("content", f"client {client}", f"the encoded update {error}")
                 self._faulty.add(client)
                 self._heard.add(client)
+                self.failed.add(client)
                 continue
             for name, rows in models.items():
                 rows[k].copy_(model[name])
@@ -435,6 +478,7 @@ class AdmittedReplies(Replies):
             detail = claim if reason == "weight" else "holds a NaN or an infinity"
             self._reject(reason, f"client {chunk.client_index[row]}", detail)
             self._faulty.add(int(chunk.client_index[row]))
+            self.failed.add(int(chunk.client_index[row]))
         return chunk.rows(good_weight & finite)
 
     def _note_metrics(self, clients: list[int], metrics: Mapping[str, list[float]]) -> None:
@@ -458,7 +502,9 @@ class AdmittedReplies(Replies):
         self._fail_fast()
 
     def _fail_fast(self) -> None:
-        if self._failure and not self.admitted and set(self.rejected) == {"error"}:
+        missed = self.gate is not None and self.gate.late
+        some = self.admitted or missed
+        if self._failure and not some and set(self.rejected) == {"error"}:
             raise ClientError(f"every client failed; the first one said:\n{self._failure}")
 
 

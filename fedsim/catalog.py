@@ -24,6 +24,7 @@ GROUPS = (
     "engine",
     "topology",
     "devices",
+    "pace",
     "attack",
 )
 """The groups of parts, in the order in which a scenario lists them."""

@@ -111,11 +111,13 @@ class Meter:
             columns |= {FLOPS: flops_K, SECONDS: seconds_K}
         return {name: column.tolist() for name, column in columns.items()}
 
-    def busy(self, replies: AdmittedReplies, clients: np.ndarray) -> np.ndarray | None:
+    def busy(
+        self, replies: AdmittedReplies, clients: np.ndarray, unheard: int = 0
+    ) -> np.ndarray | None:
         """Return the seconds of some clients of a training exchange, float64 `[K]`.
 
-        Their replies are in, others' need not be; among neighbours, these are taken to come. None
-        where operations are not counted.
+        Of those whose replies are not in, as if they were of `unheard` bytes; somebody's is. Among
+        neighbours, all are taken to come. None where operations are not counted.
         """
         down_K, flops_K = self._known("train", replies)
         if flops_K is None:
@@ -123,7 +125,7 @@ class Meter:
         asked = replies.clients
         up_K = np.ones(len(asked))
         rows = np.searchsorted(asked, clients)
-        up_K[rows] = [replies.received_bytes[k] for k in clients.tolist()]
+        up_K[rows] = [replies.received_bytes.get(k, unheard) for k in clients.tolist()]
         way = self._passage("train", asked, down_K, up_K)
         seconds_K: np.ndarray = way.before_K + flops_K / self.fleet.flops_N[asked] + way.after_K
         return seconds_K[rows]

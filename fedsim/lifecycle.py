@@ -26,6 +26,8 @@ _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
 _CLIENTS = "clients/"
 """What the names of what virtual clients remember begin with there."""
+_PACE = "pace/"
+"""The same of the late replies that are still to come."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
 _CARRIED = "links/bytes"
@@ -74,9 +76,12 @@ class Run:
                 loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
             mechanism, state = _split(saved.state, _MECHANISM)
             memory, state = _split(state, _CLIENTS)
+            late, state = _split(state, _PACE)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
             self._remind(memory)
+            if loop.pace is not None:
+                loop.pace.load_state_dict(late)
             self.ledger.load(saved.covers.get(LEDGER))
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
@@ -207,6 +212,7 @@ class Run:
                 **third_party.state_of(simulation.strategy),
                 **_named(_MECHANISM, simulation.protection.state_dict()),
                 **_named(_CLIENTS, simulation.grid.state_dict()),
+                **_named(_PACE, {} if loop.pace is None else loop.pace.state_dict()),
                 **_time_of(loop),
                 **_carried(loop),
             },

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.admission import AdmittedReplies
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.effort import check_memory, flops, samples_per_client
+from fedsim.footprint import SECONDS
+from fedsim.in_flight import InFlight
 from fedsim.records import Params
+from fedsim.rounds import RoundLoop
 from fedsim.simulation import Simulation
 from fedsim.strategy import FedsimStrategy, Round
 from fedsim.topology.traffic import ThroughEdges, ThroughServer, beside
@@ -41,6 +45,7 @@ class CostPlan:
         chunk: How many clients train at once; 1 where the engine has no chunks.
         chunk_bytes: What these hold in memory, about.
         engine: How the engine runs the cohort.
+        pace: How many replies of a round are on time, where not all are waited for; else empty.
         privacy: The statement of the privacy mechanism: its noise, and the final epsilon with all
             that it means nothing without.
         epsilon, delta: Of that statement; None without a mechanism that claims anything.
@@ -59,6 +64,7 @@ class CostPlan:
     chunk: int
     chunk_bytes: int
     engine: str
+    pace: str
     privacy: str
     epsilon: float | None
     delta: float | None
@@ -78,8 +84,10 @@ def plan(simulation: Simulation) -> CostPlan:
     cohort = float(np.mean([len(simulation.schedule.select(int(r))) for r in rounds]))
     seconds = []
     for _ in range(2):  # the first one pays for allocation and lazy imports
+        if loop.pace is not None:
+            loop.pace.in_flight = InFlight()
         started = time.perf_counter()
-        loop.train(_busy_round(simulation), params)
+        _, replies = loop.train(_busy_round(simulation), params)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     if loop.evaluation.central is not None:
@@ -116,6 +124,7 @@ def plan(simulation: Simulation) -> CostPlan:
         chunk=chunk,
         chunk_bytes=memory,
         engine=_engine(simulation),
+        pace=_pace(loop, replies),
         privacy=str(claim),
         epsilon=claim.epsilon if claim.private and math.isfinite(claim.epsilon) else None,
         delta=claim.delta if claim.private and math.isfinite(claim.epsilon) else None,
@@ -168,6 +177,17 @@ def _busy_round(simulation: Simulation) -> int:
         if len(simulation.schedule.select(server_round)):
             return server_round
     return 1
+
+
+def _pace(loop: RoundLoop, replies: AdmittedReplies) -> str:
+    if replies.gate is None or loop.meter is None:
+        return ""
+    slowest_s = max(loop.meter.footprint("train", replies)[SECONDS], default=0.0)
+    return (
+        f"of {replies.asked:,} asked, {len(replies.admitted):,} are used after "
+        f"{replies.gate.closes:.3g} simulated seconds, where the slowest takes {slowest_s:.3g} "
+        f"(round {replies.gate.server_round})"
+    )
 
 
 def _engine(simulation: Simulation) -> str:

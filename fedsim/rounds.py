@@ -30,6 +30,7 @@ from fedsim.attack.base import Tamper
 from fedsim.clock import Clock
 from fedsim.compression.update import Compressor
 from fedsim.footprint import Meter, content_bytes
+from fedsim.pace.gate import Pace
 from fedsim.participation.base import Schedule
 from fedsim.protection.base import Protection
 from fedsim.records import (
@@ -54,6 +55,7 @@ class RoundReport:
         asked: Clients that were asked to train.
         admitted: Client indices whose replies were used.
         late: Clients that were asked and had not answered when the exchange ended.
+        arrived_late: Of those whose replies were used, how many were asked, and late, before.
         rejected: reason -> count.
         details: The first few rejections in words, of training and of evaluation.
         train, clients, central: Metrics averaged over training clients, over evaluating clients,
@@ -74,6 +76,7 @@ class RoundReport:
     asked: int = 0
     admitted: list[int] = field(default_factory=list)
     late: int = 0
+    arrived_late: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     details: list[str] = field(default_factory=list)
     train: dict[str, float] = field(default_factory=dict)
@@ -141,6 +144,7 @@ class RoundLoop:
         observer: Sees each training exchange; None to leave it out.
         compressor: What decodes the updates that clients send; None if they send models.
         meter: Measures what exchanges take of clients; None to leave it out, and the clock.
+        pace: Closes training exchanges before all replies are in; needs `meter`. None to wait.
         protection: The privacy mechanism.
         frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
             makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
@@ -160,6 +164,7 @@ class RoundLoop:
     observer: Observer | None = None
     compressor: Compressor | None = None
     meter: Meter | None = None
+    pace: Pace | None = None
     protection: Protection = field(default_factory=Protection)
     charge: Callable[[int, np.ndarray], float | None] | None = None
     frozen: Collection[str] = ()
@@ -210,14 +215,16 @@ class RoundLoop:
             if self.meter is not None:
                 exchanges = {"train": train, "evaluate": clients}
                 footprint = {k: self.meter.footprint(k, e) for k, e in exchanges.items() if e.asked}
-                self._pass(footprint)
+                self._pass(train, footprint)
+            arrived = [] if train.gate is None else train.gate.arrived
             yield (
                 params,
                 RoundReport(
                     server_round=server_round,
                     asked=train.asked,
-                    admitted=train.admitted,
+                    admitted=[*train.admitted, *arrived],
                     late=train.late,
+                    arrived_late=len(arrived),
                     rejected=dict(train.rejected),
                     details=train.details + clients.details,
                     train=train.mean_metrics(),
@@ -238,12 +245,17 @@ class RoundLoop:
         self._epsilon: float | None = None
         self.clock = Clock()
 
-    def _pass(self, footprint: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    def _pass(
+        self, train: AdmittedReplies, footprint: Mapping[str, Mapping[str, Sequence[float]]]
+    ) -> None:
         """Let a round's simulated time pass."""
         if isinstance(self.strategy, AsynchronousStrategy):
             self.clock.seconds = self.strategy.simulated_seconds
-        else:
-            self.clock.advance(footprint.values())
+            return
+        if train.gate is not None:
+            self.clock.seconds = train.gate.closes
+            footprint = {k: columns for k, columns in footprint.items() if k != "train"}
+        self.clock.advance(footprint.values())
 
     def train(
         self, server_round: int, params: Params, *, score: bool = False
@@ -254,6 +266,8 @@ class RoundLoop:
         """
         arrays = self._record(params)
         sent: Sequence[Message] = []
+        if self.pace is not None and isinstance(self.strategy, FedsimStrategy):
+            self.strategy.away = self.pace.in_flight.clients
         with self._participants(server_round, "train") as someone:
             if someone:
                 told = ConfigRecord(dict(self.protection.told()))
@@ -264,6 +278,9 @@ class RoundLoop:
         if self.charge is not None:
             self._epsilon = self.charge(server_round, self._asked(sent))
         replies = self._exchange(sent, params)
+        if self.pace is not None:
+            now = self.clock.seconds or 0.0
+            replies.gate = self.pace.gate(server_round, params, now)
         if self.observer is not None:
             self.observer.begin(replies.clients)
             replies.observe = self.observer.see

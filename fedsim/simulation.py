@@ -46,6 +46,9 @@ from fedsim.models.dropout import replace_dropout
 from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
 from fedsim.network import Network
+from fedsim.pace.base import Hurried, PacePart
+from fedsim.pace.check import check_pace
+from fedsim.pace.gate import Pace
 from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
 from fedsim.participation.sampling import Sampling
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
@@ -378,6 +381,24 @@ class Simulation:
         return Compressor(codec=codec, seed=self.settings.seed, frozen=frozen)
 
     @cached_property
+    def pace(self) -> Pace | None:
+        """When training exchanges close; None if all replies are waited for."""
+        part = self._part("pace", PacePart)
+        if not isinstance(part, Hurried):
+            return None
+        check_pace(
+            part,
+            strategy=self.strategy,
+            measured=self.meter is not None,
+            private=not isinstance(self.privacy_part, NoPrivacy),
+            deployed=self.engine.deployed,
+            topology=self.topology.kind,
+            decomposed=self.settings.evaluation.decomposition,
+            target=self._target,
+        )
+        return None if self.meter is None else Pace(part, self.meter)
+
+    @cached_property
     def runtime(self) -> ClientRuntime:
         """The client side of the run."""
         ours = self.strategy if isinstance(self.strategy, FedsimStrategy) else None
@@ -437,7 +458,7 @@ class Simulation:
                 f"evaluation.clients={rules.clients}: clients have no samples to evaluate on; "
                 "set partition.holdout, e.g. partition.holdout=0.2"
             )
-        for part in ("runtime", "topology"):
+        for part in ("runtime", "topology", "pace"):
             getattr(self, part)
         if self.topology.kind != "star":  # a star of millions would be made for nothing
             self.graph  # noqa: B018
@@ -521,6 +542,7 @@ class Simulation:
             observer=self._observer() if rules.decomposition else None,
             compressor=self.compressor,
             meter=self.meter,
+            pace=self.pace,
             protection=self.protection,
             frozen=self.runtime.frozen,
         )

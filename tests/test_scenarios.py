@@ -79,6 +79,7 @@ WITH: dict[tuple[str, str], list[str]] = {
     ("partition", "natural"): [*PEOPLE, "partition.num_clients=null"],
     ("partition", "rotation"): IMAGES,
     ("participation", "uniform"): [COHORT],
+    **{("pace", name): ["devices=equal"] for name in ("deadline", "over_selection")},
     **{
         ("topology", name): ["strategy=dsgd", *more]
         for name, more in {

@@ -40,6 +40,7 @@ _BASES: dict[str, tuple[str, ...]] = {
     "strategy": ("flwr.serverapp.strategy.Strategy",),
     "compression": ("fedsim.compression.base.CompressionPart",),
     "devices": ("fedsim.devices.base.DevicesPart",),
+    "pace": ("fedsim.pace.base.PacePart",),
     "attack": ("fedsim.attack.base.AttackPart",),
 }
 """What a part of each group must be."""
@@ -47,6 +48,7 @@ _BASES: dict[str, tuple[str, ...]] = {
 _IMPLIED: dict[str, dict[str, Any]] = {
     "devices": {"_target_": "fedsim.devices.none.Unprofiled"},
     "compression": {"_target_": "fedsim.compression.none.Uncompressed"},
+    "pace": {"_target_": "fedsim.pace.patient.Patient"},
 }
 """Groups that came later: what a configuration without them means, whose hash stays what it was."""
 

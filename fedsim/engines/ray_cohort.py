@@ -72,7 +72,8 @@ class RayCohort(EnginePart):
         actors: How many; null for as many as fit.
         num_cpus, num_gpus: What one actor asks for. With `num_gpus` 0, Ray hides all GPUs.
         chunk: How many clients an actor trains at once; null for what suits the cohort engine, and
-            at most an eighth of the round.
+            at most an eighth of the round. The last bits of a model depend on it: set to the same
+            number on both, the cohort engine ends with the same bits.
         plan: As in the cohort engine.
         address: An existing Ray cluster (`host:port` or `auto`); null starts Ray here.
         start_s: Seconds that the actors may take to be ready, data and model built.

@@ -165,6 +165,18 @@ def test_engines_agree_and_bytes_are_those_of_every_message(
     assert [report.rejected for report in told + again] == [{}] * 8
 
 
+@pytest.mark.parametrize("late", ["drop", "keep"])
+def test_who_is_late_does_not_depend_on_chunks(late: str) -> None:
+    """An encoded reply is shorter than the model that admission would ask for."""
+    words = ["pace=over_selection", "pace.replies=3", f"pace.late={late}"]
+    words += ["devices.up=2e3", "devices.flops=1e12", "engine.plan=rules"]
+    ends = [reports(Simulation(config("top_k", *words, f"engine.chunk={k}"))) for k in (1, 6)]
+    assert distance(ends[0][0], ends[1][0]) < 1e-12
+    admitted = [[sorted(report.admitted) for report in told] for _, told in ends]
+    assert admitted[0] == admitted[1]
+    assert [len(clients) for clients in admitted[0]][1] == 3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reply_is_its_code_and_the_framing_of_one_array(name: str) -> None:
     simulation = Simulation(config(name))
