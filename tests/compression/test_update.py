@@ -126,6 +126,12 @@ def test_what_cannot_be_encoded_is_refused(case: str) -> None:
     simulation(*words).check()
 
 
+def test_an_audit_is_of_what_is_not_encoded() -> None:
+    config = compose("quickstart", [*SMALL, "compression=qsgd"])
+    with pytest.raises(ConfigError, match="an audit looks at"):
+        Simulation(config, plant=lambda _, protection: protection).check()
+
+
 @pytest.mark.parametrize("scenario", ["heavy_hitters", "diff2_least_squares"])
 def test_what_is_no_model_is_refused(scenario: str) -> None:
     with pytest.raises(ConfigError, match="start from, or send"):
