@@ -498,6 +498,11 @@ class Simulation:
                 "make them, and not for what encoding makes of these; set compression=none, or a "
                 "mechanism whose noise clients add themselves, e.g. privacy=local_dp or dp_sgd"
             )
+        if self.plant is not None:
+            raise ConfigError(
+                f"{what}: an audit looks at what clients would send before it is encoded, of which "
+                "less leaves them; set compression=none, whose claim is the same"
+            )
         if self.attackers.tamper is not None:
             raise ConfigError(
                 f"{what}: attack={self._target('attack')} forges models, and what clients send are "
