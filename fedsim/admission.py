@@ -10,7 +10,8 @@ Rejected, by reason:
     stale       it answers another round
     duplicate   a second reply from the same client
     content     a record is missing or one too many; an array has another name, shape, dtype or
-                byte order; or it cannot be averaged with the others (other metrics than most)
+                byte order; it is no encoding of an update, where updates are sent encoded; or it
+                cannot be averaged with the others (other metrics than most)
     weight      `num-examples` is absent, not a number, not in (0, max_examples]
     non-finite  a NaN or an infinity in the arrays or metrics
 """
@@ -21,6 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeGuard
 
@@ -29,6 +31,7 @@ import torch
 from flwr.app import Array, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsim.compression.update import Compressor
 from fedsim.engines.flwr_compat import is_absence
 from fedsim.errors import FedsimError
 from fedsim.parts import Part, Range
@@ -42,10 +45,13 @@ from fedsim.records import (
     Instructions,
     Params,
     Replies,
+    TensorArray,
     decode,
     is_finite,
     reply_content,
     stack_replies,
+    to_record,
+    to_tensors,
 )
 
 if TYPE_CHECKING:
@@ -93,6 +99,7 @@ class Admission(Part):
         expected: Mapping[str, Tensor] | None,
         extra: Mapping[str, Tensor] | None = None,
         client_index: Callable[[int], int] | None = None,
+        compressor: Compressor | None = None,
     ) -> AdmittedReplies:
         """Wrap `replies` so that only good ones are drawn from it.
 
@@ -103,6 +110,8 @@ class Admission(Part):
             extra: The same for the `client-arrays` record, where the client half sends one.
             client_index: Node id -> client index, where `sent` does not say; by default, clients
                 are numbered in the order of their node ids.
+            compressor: What decodes the updates that clients send in place of models; None if they
+                send models.
         """
         return AdmittedReplies(
             rules=self,
@@ -111,6 +120,7 @@ class Admission(Part):
             expected=expected,
             extra=extra or {},
             client_index=client_index,
+            compressor=compressor,
         )
 
 
@@ -141,6 +151,7 @@ class AdmittedReplies(Replies):
     expected: Mapping[str, Tensor] | None
     extra: Mapping[str, Tensor]
     client_index: Callable[[int], int] | None = None
+    compressor: Compressor | None = None
     rejected: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
@@ -163,6 +174,7 @@ class AdmittedReplies(Replies):
             self._group: str | None = str(self.sent.server_round)
         else:
             self.sent = list(self.sent)
+            self._sent_to = {message.metadata.dst_node_id: message for message in self.sent}
             node_ids = sorted(message.metadata.dst_node_id for message in self.sent)
             rank = {node: index for index, node in enumerate(node_ids)}
             index = self.client_index or rank.__getitem__
@@ -205,7 +217,7 @@ class AdmittedReplies(Replies):
         client: int = self._client_of[sent.metadata.dst_node_id]
         return client
 
-    @property
+    @cached_property
     def clients(self) -> np.ndarray:
         """Which clients were asked, sorted int64."""
         return np.array(sorted(self._client_of.values()), np.int64)
@@ -259,8 +271,12 @@ class AdmittedReplies(Replies):
                 continue
             if form == usual[0][0]:
                 self._note_metrics([client], {name: [value] for name, value in metrics.items()})
-                if self.observe is not None:
-                    self.observe(stack_replies([(client, *self._arrays(message.content), metrics)]))
+                if self.observe is not None or self.compressor is not None:
+                    arrays = self._arrays(message.content, message.metadata.src_node_id)
+                    if self.compressor is not None:  # the strategy's own code reads the message
+                        message.content = _with_model(message.content, arrays[0])
+                    if self.observe is not None:
+                        self.observe(stack_replies([(client, *arrays, metrics)]))
                 yield message
             else:
                 self._reject("content", f"client {client}", "has other metrics than most replies")
@@ -294,6 +310,7 @@ class AdmittedReplies(Replies):
         for chunk in chunks:
             if _is_stacked(self.replies):
                 self._weigh_rows(chunk)
+                chunk = self._restored(chunk)
             for client, told in sorted(chunk.errors.items()):
                 self._reject("error", f"client {client}", self._told(f"client {client}", told))
             self._heard.update(chunk.errors)
@@ -373,7 +390,7 @@ class AdmittedReplies(Replies):
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Rejected("non-finite", f"metric '{name}' is {value}")
-        arrays, client_arrays = self._arrays(message.content)
+        arrays, client_arrays = self._arrays(message.content, node)
         for name, tensor in (*arrays.items(), *client_arrays.items()):
             if not is_finite(tensor):
                 raise Rejected("non-finite", f"array '{name}' holds a NaN or an infinity")
@@ -392,7 +409,7 @@ class AdmittedReplies(Replies):
             allowed = f"(0, {self.rules.max_examples}]"
             raise Rejected("weight", f"'{NUM_EXAMPLES}' is {weight}; allowed: {allowed}")
 
-    def _arrays(self, content: RecordDict) -> tuple[Params, Params]:
+    def _arrays(self, content: RecordDict, node: int) -> tuple[Params, Params]:
         if self.expected is None:
             return {}, {}
         records = dict(content.array_records)
@@ -400,7 +417,43 @@ class AdmittedReplies(Replies):
         if len(records) != 1:
             raise Rejected("content", f"has {len(records)} model records, not one")
         (model,) = records.values()
-        return _decode_record(model, self.expected), _decode_record(extra, self.extra)
+        uploaded = _decode_record(extra, self.extra)
+        if self.compressor is None:
+            return _decode_record(model, self.expected), uploaded
+        encoded = _decode_record(model, self.compressor.like(self.expected))
+        try:
+            return self.compressor.restore(encoded, self._start(self.expected, node)), uploaded
+        except ValueError as error:
+            raise Rejected("content", f"the encoded update {error}") from error
+
+    def _start(self, expected: Mapping[str, Tensor], node: int) -> Mapping[str, Tensor]:
+        """Return the model that a client was sent, which its encoded update starts from."""
+        if isinstance(self.sent, Instructions):
+            return expected
+        (record,) = self._sent_to[node].content.array_records.values()
+        return {
+            n: t.to(expected[n].device, expected[n].dtype) for n, t in to_tensors(record).items()
+        }
+
+    def _restored(self, chunk: Chunk) -> Chunk:
+        """Return a chunk of encoded updates as one of models, without what is no encoding."""
+        if self.compressor is None or self.expected is None or not len(chunk):
+            return chunk
+        good = np.ones(len(chunk), bool)
+        models = {n: x.new_zeros((len(chunk), *x.shape)) for n, x in self.expected.items()}
+        for k, client in enumerate(chunk.client_index.tolist()):
+            sent = {name: rows[k] for name, rows in chunk.arrays.items()}
+            try:
+                model = self.compressor.restore(sent, self.expected)
+            except ValueError as error:
+                good[k] = False
+                self._reject("content", f"client {client}", f"the encoded update {error}")
+                self._faulty.add(client)
+                self._heard.add(client)
+                continue
+            for name, rows in models.items():
+                rows[k].copy_(model[name])
+        return replace(replace(chunk, arrays=models).rows(good), errors=chunk.errors)
 
     def _check_columns(self, chunk: Chunk) -> Chunk:
         """Drop the rows of a chunk that are not admitted; one pass over the arrays."""
@@ -462,6 +515,13 @@ def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) 
         except ValueError as error:
             raise Rejected("content", f"array '{name}' {error}") from error
     return arrays
+
+
+def _with_model(content: RecordDict, model: Params) -> RecordDict:
+    """Return a reply with a model in the place of what was sent for it."""
+    (key,) = (key for key in content.array_records if key != CLIENT_ARRAYS)
+    zero_copy = any(isinstance(array, TensorArray) for array in content.array_records[key].values())
+    return RecordDict({**content, key: to_record(model, zero_copy=zero_copy)})
 
 
 def _means(metrics: Mapping[str, list[float]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ GROUPS = (
     "strategy",
     "client",
     "privacy",
+    "compression",
     "engine",
     "topology",
     "devices",

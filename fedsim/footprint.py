@@ -147,8 +147,8 @@ class Meter:
     def latencies(self) -> np.ndarray | None:
         """Return the seconds that each client would be busy with a round's work, float64 `[N]`.
 
-        That is to receive the model from the server, to train it, and to send as many bytes back.
-        None where operations are not counted.
+        That is to receive the model from the server, to train it, and to send as many bytes back,
+        or an encoded update. None where operations are not counted.
         """
         clients = np.arange(self.runtime.partition.num_clients)
         sent = Instructions(
@@ -164,7 +164,11 @@ class Meter:
         down_N, flops_N = self._down(replies), self._flops("train", replies, clients)
         if flops_N is None:
             return None
-        way = self.network.passage(ThroughServer(), self.fleet, clients, down_N, down_N, 0)
+        up_N, compressor = down_N, self.runtime.compressor
+        if compressor is not None:
+            encoded = to_record(compressor.like(self.runtime.initial_params()), zero_copy=True)
+            up_N = np.full(len(clients), float(content_bytes(RecordDict({"arrays": encoded}))))
+        way = self.network.passage(ThroughServer(), self.fleet, clients, down_N, up_N, 0)
         seconds_N: np.ndarray = way.before_K + flops_N / self.fleet.flops_N + way.after_K
         return seconds_N
 

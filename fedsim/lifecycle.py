@@ -26,6 +26,8 @@ _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
 _PACE = "pace/"
 """The same of the late replies that are still to come."""
+_CLIENTS = "clients/"
+"""What the names of what virtual clients remember begin with there."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
 _CARRIED = "links/bytes"
@@ -74,8 +76,10 @@ class Run:
                 loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
             mechanism, state = _split(saved.state, _MECHANISM)
             late, state = _split(state, _PACE)
+            memory, state = _split(state, _CLIENTS)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
+            self._remind(memory)
             if loop.pace is not None:
                 loop.pace.load_state_dict(late)
             self.ledger.load(saved.covers.get(LEDGER))
@@ -114,6 +118,16 @@ class Run:
             return command_line()
         config = self.simulation.config
         return ["fedsim", "deploy", f"scenario={config.scenario}", *config.overrides]
+
+    def _remind(self, memory: State) -> None:
+        """Have clients remember what they did, where that is in the checkpoint."""
+        grid, compressor = self.simulation.grid, self.simulation.runtime.compressor
+        grid.load_state_dict(memory)
+        if compressor is not None and compressor.codec.remembers and not grid.keeps_memory:
+            log.warning(
+                "clients' processes hold what compression has left out of their updates; those of "
+                "the run before have ended, and clients begin again with nothing left out"
+            )
 
     def _plan(self, last_round: int) -> None:
         """Settle how far the run goes, before the loop is built."""
@@ -196,18 +210,15 @@ class Run:
             params,
             {
                 **third_party.state_of(simulation.strategy),
-                **self._mechanism(),
-                **_late_of(loop),
+                **_named(_MECHANISM, simulation.protection.state_dict()),
+                **_named(_CLIENTS, simulation.grid.state_dict()),
+                **_named(_PACE, {} if loop.pace is None else loop.pace.state_dict()),
                 **_time_of(loop),
                 **_carried(loop),
             },
             simulation.settings.checkpoint.keep,
             self.ledger.chain,
         )
-
-    def _mechanism(self) -> State:
-        state = self.simulation.protection.state_dict()
-        return {_MECHANISM + name: value for name, value in state.items()}
 
 
 def _time_of(loop: RoundLoop) -> State:
@@ -226,16 +237,15 @@ def _column(kept: object) -> np.ndarray | None:
     return None if kept is None else np.asarray(kept, np.float64)
 
 
-def _late_of(loop: RoundLoop) -> State:
-    state = {} if loop.pace is None else loop.pace.state_dict()
-    return {_PACE + name: value for name, value in state.items()}
-
-
 def _time(kept: object) -> float | None:
     return float(kept) if isinstance(kept, (int, float)) else None
 
 
+def _named(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
 def _split(state: State, prefix: str) -> tuple[State, State]:
-    """Return (what is kept under names that begin so, without that; the rest)."""
+    """Return (what `_named` has named so, the rest)."""
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return own, {k: v for k, v in state.items() if not k.startswith(prefix)}

@@ -145,7 +145,9 @@ def _moved(
         evaluated: How many to evaluate.
     """
     strategy, topology = simulation.strategy, simulation.topology
-    own, rounds = carried * (2 * trained + evaluated), simulation.settings.rounds
+    compressor, rounds = simulation.compressor, simulation.settings.rounds
+    replied = carried if compressor is None else compressor.size(params)
+    own = carried * (trained + evaluated) + replied * trained
     if not isinstance(strategy, FedsimStrategy):
         return topology.hops() * own
     count, nobody = simulation.partition.num_clients, np.arange(0)

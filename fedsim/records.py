@@ -37,6 +37,9 @@ Scalar = int | float | str | bool | bytes
 ARRAYS, CONFIG, METRICS, CLIENT_ARRAYS = "arrays", "config", "metrics", "client-arrays"
 """Keys of the records in our messages; the first three are those of Flower's own strategies."""
 
+MEMORY = "memory"
+"""Key of the record of a client's state that holds what it remembers of earlier rounds."""
+
 ANSWER = "answer"
 QUERY = f"query.{ANSWER}"
 """The action, and the message type, of a question to a client; see `fedsim.query`."""

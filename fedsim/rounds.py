@@ -28,6 +28,7 @@ from fedsim.admission import Admission, AdmittedReplies
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Tamper
 from fedsim.clock import Clock
+from fedsim.compression.update import Compressor
 from fedsim.errors import ConfigError
 from fedsim.footprint import Meter, content_bytes
 from fedsim.pace.gate import Pace
@@ -143,6 +144,7 @@ class RoundLoop:
         last_round: The run ends after this round.
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
+        compressor: What decodes the updates that clients send; None if they send models.
         meter: Measures what exchanges take of clients; None to leave it out, and the clock.
         pace: Closes training exchanges before all replies are in; needs `meter`. None to wait.
         protection: The privacy mechanism.
@@ -162,6 +164,7 @@ class RoundLoop:
     last_round: int
     tamper: Tamper | None = None
     observer: Observer | None = None
+    compressor: Compressor | None = None
     meter: Meter | None = None
     pace: Pace | None = None
     protection: Protection = field(default_factory=Protection)
@@ -359,7 +362,8 @@ class RoundLoop:
         if self.tamper is not None and expected is not None:
             received = self.tamper(received, expected)
         client_index = getattr(self.grid, "client_index", None)
-        replies = self.admission.admit(sent, received, like, extra, client_index)
+        compressor = None if expected is None else self.compressor
+        replies = self.admission.admit(sent, received, like, extra, client_index, compressor)
         if self.meter is not None:
             replies.weigh = content_bytes
             if expected is not None and isinstance(self.strategy, AsynchronousStrategy):

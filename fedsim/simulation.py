@@ -24,9 +24,11 @@ from fedsim import seeds, third_party
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Attackers, AttackPart
 from fedsim.catalog import APART
+from fedsim.client.half import ClientHalf
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
+from fedsim.compression import CompressionPart, Compressor
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.decomposition import Decomposition
@@ -390,6 +392,16 @@ class Simulation:
         return None if self.meter is None else Pace(part, self.meter)
 
     @cached_property
+    def compressor(self) -> Compressor | None:
+        """What encodes what clients send; None if they send models."""
+        codec = self._part("compression", CompressionPart).codec
+        if codec is None:
+            return None
+        named = self.model.named_parameters()
+        frozen = frozenset(name for name, parameter in named if not parameter.requires_grad)
+        return Compressor(codec=codec, seed=self.settings.seed, frozen=frozen)
+
+    @cached_property
     def runtime(self) -> ClientRuntime:
         """The client side of the run."""
         ours = self.strategy if isinstance(self.strategy, FedsimStrategy) else None
@@ -407,6 +419,7 @@ class Simulation:
             seed=self.settings.seed,
             recipe=recipe.write(self.config, smoke=self.smoke is not None),
             train_targets=self._targets,
+            compressor=self.compressor,
         )
 
     @property
@@ -454,6 +467,8 @@ class Simulation:
             self.graph  # noqa: B018
         if isinstance(self.strategy, AsynchronousStrategy):
             self._check_asynchronous()
+        if self.compressor is not None:
+            self._check_compression(self.runtime.half)
         if self.schedule.timed:
             self._check_timed()
         if self.asking is not None:
@@ -463,6 +478,31 @@ class Simulation:
                 settings=rules,
                 holdout=self.partition_part.holdout,
                 attacked=self.attackers.tamper is not None or self.attackers.targets is not None,
+            )
+
+    def _check_compression(self, half: ClientHalf) -> None:
+        what, strategy = f"compression={self._target('compression')}", self.strategy
+        whole = half.overrides("begin") or half.overrides("run")
+        if isinstance(strategy, FedsimStrategy):
+            other = type(strategy).expected_arrays is not FedsimStrategy.expected_arrays
+            whole = whole or other or not strategy.sends_model
+        if whole:
+            raise ConfigError(
+                f"{what}: encodes what training has changed of the model that all were sent, and "
+                f"clients of strategy {self._target('strategy')} start from, or send, something "
+                "else; set compression=none, or another strategy, e.g. strategy=fedavg"
+            )
+        if not self.privacy_part.releases_on_client:
+            raise ConfigError(
+                f"{what}: privacy={self._target('privacy')} accounts for the updates as clients "
+                "make them, and not for what encoding makes of these; set compression=none, or a "
+                "mechanism whose noise clients add themselves, e.g. privacy=local_dp or dp_sgd"
+            )
+        if self.attackers.tamper is not None:
+            raise ConfigError(
+                f"{what}: attack={self._target('attack')} forges models, and what clients send are "
+                "encoded updates; set compression=none, or an attack on data, e.g. "
+                "attack=label_flip"
             )
 
     def _check_asynchronous(self) -> None:
@@ -525,6 +565,7 @@ class Simulation:
             last_round=self.last_round,
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
+            compressor=self.compressor,
             meter=self.meter,
             pace=self.pace,
             protection=self.protection,
