@@ -20,8 +20,9 @@ Held are 2 M models, in memory and in every checkpoint.
 
 Shapes: N clients, M tiers, `[M, ...]` one row per tier; `[K, ...]` one row per client of a chunk.
 
-Differs from the paper: messages are not compressed (the paper's polyline encoding). Latencies are
-those of the scenario's devices for a whole round of a client's work, where the paper measures them.
+Differs from the paper: its polyline encoding of messages is left out (`compression=` has others).
+Latencies are those of the scenario's devices for a whole round of a client's work, where the paper
+measures them.
 """
 
 from __future__ import annotations
