@@ -111,11 +111,13 @@ class Meter:
             columns |= {FLOPS: flops_K, SECONDS: seconds_K}
         return {name: column.tolist() for name, column in columns.items()}
 
-    def busy(self, replies: AdmittedReplies, clients: np.ndarray) -> np.ndarray | None:
+    def busy(
+        self, replies: AdmittedReplies, clients: np.ndarray, unheard: int = 0
+    ) -> np.ndarray | None:
         """Return the seconds of some clients of a training exchange, float64 `[K]`.
 
-        Their replies are in, others' need not be; among neighbours, these are taken to come. None
-        where operations are not counted.
+        Of those whose replies are not in, as if they were of `unheard` bytes; somebody's is. Among
+        neighbours, all are taken to come. None where operations are not counted.
         """
         down_K, flops_K = self._known("train", replies)
         if flops_K is None:
@@ -123,7 +125,7 @@ class Meter:
         asked = replies.clients
         up_K = np.ones(len(asked))
         rows = np.searchsorted(asked, clients)
-        up_K[rows] = [replies.received_bytes[k] for k in clients.tolist()]
+        up_K[rows] = [replies.received_bytes.get(k, unheard) for k in clients.tolist()]
         way = self._passage("train", asked, down_K, up_K)
         seconds_K: np.ndarray = way.before_K + flops_K / self.fleet.flops_N[asked] + way.after_K
         return seconds_K[rows]
@@ -145,8 +147,8 @@ class Meter:
     def latencies(self) -> np.ndarray | None:
         """Return the seconds that each client would be busy with a round's work, float64 `[N]`.
 
-        That is to receive the model, to train it, and to send as many bytes back. None where
-        operations are not counted.
+        That is to receive the model from the server, to train it, and to send as many bytes back,
+        or an encoded update. None where operations are not counted.
         """
         clients = np.arange(self.runtime.partition.num_clients)
         sent = Instructions(
@@ -162,7 +164,11 @@ class Meter:
         down_N, flops_N = self._down(replies), self._flops("train", replies, clients)
         if flops_N is None:
             return None
-        way = self.network.passage(ThroughServer(), self.fleet, clients, down_N, down_N, 0)
+        up_N, compressor = down_N, self.runtime.compressor
+        if compressor is not None:
+            encoded = to_record(compressor.like(self.runtime.initial_params()), zero_copy=True)
+            up_N = np.full(len(clients), float(content_bytes(RecordDict({"arrays": encoded}))))
+        way = self.network.passage(ThroughServer(), self.fleet, clients, down_N, up_N, 0)
         seconds_N: np.ndarray = way.before_K + flops_N / self.fleet.flops_N + way.after_K
         return seconds_N
 

@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
+_PACE = "pace/"
+"""The same of the late replies that are still to come."""
+_CLIENTS = "clients/"
+"""What the names of what virtual clients remember begin with there."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
 _CARRIED = "links/bytes"
@@ -70,9 +74,14 @@ class Run:
             loop.clock.seconds = _time(saved.state.pop(_CLOCK, None))
             if loop.meter is not None:
                 loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
-            mechanism, state = _split(saved.state)
+            mechanism, state = _split(saved.state, _MECHANISM)
+            late, state = _split(state, _PACE)
+            memory, state = _split(state, _CLIENTS)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
+            self._remind(memory)
+            if loop.pace is not None:
+                loop.pace.load_state_dict(late)
             self.ledger.load(saved.covers.get(LEDGER))
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
@@ -109,6 +118,16 @@ class Run:
             return command_line()
         config = self.simulation.config
         return ["fedsim", "deploy", f"scenario={config.scenario}", *config.overrides]
+
+    def _remind(self, memory: State) -> None:
+        """Have clients remember what they did, where that is in the checkpoint."""
+        grid, compressor = self.simulation.grid, self.simulation.runtime.compressor
+        grid.load_state_dict(memory)
+        if compressor is not None and compressor.codec.remembers and not grid.keeps_memory:
+            log.warning(
+                "clients' processes hold what compression has left out of their updates; those of "
+                "the run before have ended, and clients begin again with nothing left out"
+            )
 
     def _plan(self, last_round: int) -> None:
         """Settle how far the run goes, before the loop is built."""
@@ -191,17 +210,15 @@ class Run:
             params,
             {
                 **third_party.state_of(simulation.strategy),
-                **self._mechanism(),
+                **_named(_MECHANISM, simulation.protection.state_dict()),
+                **_named(_CLIENTS, simulation.grid.state_dict()),
+                **_named(_PACE, {} if loop.pace is None else loop.pace.state_dict()),
                 **_time_of(loop),
                 **_carried(loop),
             },
             simulation.settings.checkpoint.keep,
             self.ledger.chain,
         )
-
-    def _mechanism(self) -> State:
-        state = self.simulation.protection.state_dict()
-        return {_MECHANISM + name: value for name, value in state.items()}
 
 
 def _time_of(loop: RoundLoop) -> State:
@@ -224,7 +241,11 @@ def _time(kept: object) -> float | None:
     return float(kept) if isinstance(kept, (int, float)) else None
 
 
-def _split(state: State) -> tuple[State, State]:
-    """Return (the privacy mechanism's state, the strategy's)."""
-    own = {k.removeprefix(_MECHANISM): v for k, v in state.items() if k.startswith(_MECHANISM)}
-    return own, {k: v for k, v in state.items() if not k.startswith(_MECHANISM)}
+def _named(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _split(state: State, prefix: str) -> tuple[State, State]:
+    """Return (what `_named` has named so, the rest)."""
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return own, {k: v for k, v in state.items() if not k.startswith(prefix)}

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedsim.admission import AdmittedReplies
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.effort import check_memory, flops, samples_per_client
+from fedsim.footprint import SECONDS
+from fedsim.in_flight import InFlight
+from fedsim.participation.timed import begin
 from fedsim.records import Params
+from fedsim.rounds import RoundLoop
 from fedsim.simulation import Simulation
 from fedsim.strategy import FedsimStrategy, Round
 from fedsim.topology.traffic import ThroughEdges, ThroughServer, beside
@@ -41,6 +46,7 @@ class CostPlan:
         chunk: How many clients train at once; 1 where the engine has no chunks.
         chunk_bytes: What these hold in memory, about.
         engine: How the engine runs the cohort.
+        pace: How many replies of a round are on time, where not all are waited for; else empty.
         privacy: The statement of the privacy mechanism: its noise, and the final epsilon with all
             that it means nothing without.
         epsilon, delta: Of that statement; None without a mechanism that claims anything.
@@ -59,6 +65,7 @@ class CostPlan:
     chunk: int
     chunk_bytes: int
     engine: str
+    pace: str
     privacy: str
     epsilon: float | None
     delta: float | None
@@ -75,11 +82,13 @@ def plan(simulation: Simulation) -> CostPlan:
     rounds = np.unique(np.linspace(1, settings.rounds, SAMPLED_ROUNDS).astype(int))
     chunk = int(getattr(simulation.grid, "chunk", None) or 1)
     memory = check_memory(simulation.runtime, chunk)
-    cohort = float(np.mean([len(simulation.schedule.select(int(r))) for r in rounds]))
+    cohort = _cohort(simulation, rounds)
     seconds = []
     for _ in range(2):  # the first one pays for allocation and lazy imports
+        if loop.pace is not None:
+            loop.pace.in_flight = InFlight()
         started = time.perf_counter()
-        loop.train(_busy_round(simulation), params)
+        _, replies = loop.train(_busy_round(simulation), params)
         seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     if loop.evaluation.central is not None:
@@ -116,6 +125,7 @@ def plan(simulation: Simulation) -> CostPlan:
         chunk=chunk,
         chunk_bytes=memory,
         engine=_engine(simulation),
+        pace=_pace(loop, replies),
         privacy=str(claim),
         epsilon=claim.epsilon if claim.private and math.isfinite(claim.epsilon) else None,
         delta=claim.delta if claim.private and math.isfinite(claim.epsilon) else None,
@@ -135,7 +145,9 @@ def _moved(
         evaluated: How many to evaluate.
     """
     strategy, topology = simulation.strategy, simulation.topology
-    own, rounds = carried * (2 * trained + evaluated), simulation.settings.rounds
+    compressor, rounds = simulation.compressor, simulation.settings.rounds
+    replied = carried if compressor is None else compressor.size(params)
+    own = carried * (trained + evaluated) + replied * trained
     if not isinstance(strategy, FedsimStrategy):
         return topology.hops() * own
     count, nobody = simulation.partition.num_clients, np.arange(0)
@@ -160,12 +172,32 @@ def _size(params: Params) -> float:
     return float(sum(t.numel() * t.element_size() for t in params.values()))
 
 
+def _cohort(simulation: Simulation, rounds: np.ndarray) -> float:
+    """Return how many clients take part in a round: the mean of some, or as their rates say."""
+    schedule = simulation.schedule
+    if schedule.timed:
+        begin(schedule, 1, 0.0)  # the rounds that are measured have somebody, too
+        return float(schedule.rates().sum())
+    return float(np.mean([len(schedule.select(int(r))) for r in rounds]))
+
+
 def _busy_round(simulation: Simulation) -> int:
     """Return the first round with participants, so that there is something to measure."""
     for server_round in range(1, min(simulation.settings.rounds, 1000) + 1):
         if len(simulation.schedule.select(server_round)):
             return server_round
     return 1
+
+
+def _pace(loop: RoundLoop, replies: AdmittedReplies) -> str:
+    if replies.gate is None or loop.meter is None:
+        return ""
+    slowest_s = max(loop.meter.footprint("train", replies)[SECONDS], default=0.0)
+    return (
+        f"of {replies.asked:,} asked, {len(replies.admitted):,} are used after "
+        f"{replies.gate.closes:.3g} simulated seconds, where the slowest takes {slowest_s:.3g} "
+        f"(round {replies.gate.server_round})"
+    )
 
 
 def _engine(simulation: Simulation) -> str:

@@ -111,6 +111,9 @@ class FedsimStrategy(Strategy, abc.ABC):
     """Kinds of topology that it can run on. A central strategy needs a server; edge servers, where
     there are some, then pass on what they are sent."""
 
+    away: np.ndarray | None = None
+    """Whom the round loop does not let it ask to train: clients whose replies are still to come."""
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -186,6 +189,8 @@ class FedsimStrategy(Strategy, abc.ABC):
             asked = self.federation.schedule.select(server_round)
         else:
             asked = nodes.connected()
+        if self.away is not None:
+            asked = asked[~np.isin(asked, self.away)]
         asked = self.chosen(server_round, asked)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
         self._round = Round(

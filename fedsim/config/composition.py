@@ -38,13 +38,17 @@ _BASES: dict[str, tuple[str, ...]] = {
     "participation": ("fedsim.participation.base.ParticipationPart",),
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
+    "compression": ("fedsim.compression.base.CompressionPart",),
     "devices": ("fedsim.devices.base.DevicesPart",),
+    "pace": ("fedsim.pace.base.PacePart",),
     "attack": ("fedsim.attack.base.AttackPart",),
 }
 """What a part of each group must be."""
 
 _IMPLIED: dict[str, dict[str, Any]] = {
     "devices": {"_target_": "fedsim.devices.none.Unprofiled"},
+    "pace": {"_target_": "fedsim.pace.patient.Patient"},
+    "compression": {"_target_": "fedsim.compression.none.Uncompressed"},
 }
 """Groups that came later: what a configuration without them means, whose hash stays what it was."""
 

@@ -102,7 +102,7 @@ class CohortGrid(InProcessGrid):
         """Yield the replies to one group of instructions, chunk by chunk, of about equal size."""
         params = self.runtime.received(to_tensors(group.arrays))
         for part in even_parts(len(group), self.chunk):
-            yield self.answer(
+            chunk = self.answer(
                 group.message_type,
                 group.client_index[part],
                 group.server_round,
@@ -110,6 +110,8 @@ class CohortGrid(InProcessGrid):
                 group.client_arrays(part),
                 group.config,
             )
+            trained = group.message_type == "train"
+            yield self.compressed(chunk, params, group.server_round) if trained else chunk
 
     def answer(
         self,

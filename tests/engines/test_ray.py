@@ -254,6 +254,19 @@ def test_an_actor_that_fits_nowhere_is_refused(
     assert not ray_start.need("ray").is_initialized()
 
 
+@with_ray
+@pytest.mark.parametrize(
+    ("engine", "more"), [("ray", "engine.num_cpus=2"), ("ray_cohort", "engine.actors=2")]
+)
+def test_what_clients_remember_reaches_whoever_trains_them(
+    engine: str, more: str, address: str
+) -> None:
+    words = ["compression=top_k", "precision=float64", "participation.clients_per_round=15"]
+    expected, _ = run("in_process", *words)
+    got, _ = run(engine, *words, f"engine.address={address}", more)
+    assert distance(got, expected) < 1e-9
+
+
 # --- engine=ray_cohort ---------------------------------------------------------------------------
 
 
