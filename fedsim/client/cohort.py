@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client.differentiate import functional_gradient
+from fedsim.client.factored import FactoredStep, factored_layers, takes_plain_steps
 from fedsim.client.half import Batch
 from fedsim.client.objective import WEIGHTED_F1, confusion, sample_scores, weighted_f1
 from fedsim.client.plan import Plan, make_plan
@@ -17,6 +19,7 @@ from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import NOTHING, TRAIN_LOSS, first_batch
 from fedsim.client.steps import StepFactory, length_groups
 from fedsim.client.whole import run_whole
+from fedsim.layers.model import StackedModel
 from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf, Scalar
 
 StackedModels = Callable[[Params, Tensor], Tensor]
@@ -30,14 +33,21 @@ class CohortTrainer:
         runtime: Data, model, client half.
         make_step: How a step is taken; see `fedsim.client.steps`.
         models: How K models are evaluated at once.
+        stacked: The model, where plain steps of it may be taken on factors; see
+            `fedsim.client.factored`.
     """
 
     def __init__(
-        self, runtime: ClientRuntime, make_step: StepFactory, models: StackedModels
+        self,
+        runtime: ClientRuntime,
+        make_step: StepFactory,
+        models: StackedModels,
+        stacked: StackedModel | None = None,
     ) -> None:
         self.runtime = runtime
         self.make_step = make_step
         self.models = models
+        self.stacked = stacked if takes_plain_steps(runtime) else None
         self._memory: Params = {}
         # An integer tensor times a float would be float32 whatever the model's precision.
         self._precision = next(
@@ -73,10 +83,11 @@ class CohortTrainer:
             )
         plan = make_plan(self.runtime, clients, server_round)
         device, own = plan.x.device, self._own(client_arrays, plan)
+        make_step, held = self._step_maker(plan, params)
         make_step = partial(
-            self.make_step,
+            make_step,
             self.runtime,
-            weights=self._copies(params, len(clients)) if params else self._rooms(own),
+            weights=self._copies(held, len(clients)) if params else self._rooms(own),
             start=params,
             client_arrays=own,
             clients=plan.clients,
@@ -95,7 +106,11 @@ class CohortTrainer:
             index = rows_SKB[s, :active, :width]
             counts = torch.from_numpy(lengths[:active]).to(device)
             step.step = s
-            losses = step.run(plan.x[index], plan.y[index], lengths[:active], dropout[:active])
+            if isinstance(step, FactoredStep):
+                x = step.inputs[:active, s, :width]
+            else:
+                x = self._gather(plan.x, index)
+            losses = step.run(x, plan.y[index], lengths[:active], dropout[:active])
             loss_K[:active] += losses * counts
         seen = np.maximum(plan.lengths.sum(0), 1)
         protection, public = self.runtime.protection, self.runtime.protection.public_examples
@@ -112,10 +127,26 @@ class CohortTrainer:
                 upload |= protection.seal_(step.weights, params, who, server_round, samples, told)
         return Chunk(
             client_index=plan.clients,
-            arrays=step.weights,
+            arrays=step.result(),
             client_arrays=upload,
             metrics=metrics,
         )
+
+    def _step_maker(self, plan: Plan, params: Params) -> tuple[StepFactory, Params]:
+        """Return how steps are taken, and those of `params` of which each client has a copy."""
+        layers = factored_layers(self.stacked, plan) if self.stacked and params else []
+        if self.stacked is None or not layers:
+            return self.make_step, params
+        names = {layer.names["weight"] for layer in layers}
+        make_step = partial(FactoredStep, self.stacked, plan=plan, layers=layers, memory=self._room)
+        return make_step, {name: t for name, t in params.items() if name not in names}
+
+    def _gather(self, x: Tensor, index: Tensor) -> Tensor:
+        """Return the samples of one step, `[A, B, ...]`, in memory that the next step reuses."""
+        rows = index.flatten()
+        out = self._block(" batch", x[0], len(rows))
+        batch: Tensor = torch.index_select(x, 0, rows, out=out)
+        return batch.view(*index.shape, *x.shape[1:])
 
     def _full_gradients(
         self, clients: np.ndarray, server_round: int, make_step: StepFactory
@@ -168,10 +199,14 @@ class CohortTrainer:
 
     def _block(self, name: str, like: Tensor, count: int) -> Tensor:
         """Return memory for `count` tensors, the same in each round."""
-        held = self._memory.get(name)
-        if held is None or len(held) < count:
-            held = self._memory[name] = like.new_empty((count, *like.shape))
-        return held[:count]
+        return self._room(name, (count, *like.shape), like)
+
+    def _room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory of a shape, the same in each round."""
+        size, held = math.prod(shape), self._memory.get(name)
+        if held is None or len(held) < size or held.dtype != like.dtype:
+            held = self._memory[name] = like.new_empty(size)
+        return held[:size].view(shape)
 
 
 @torch.no_grad()

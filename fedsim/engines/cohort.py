@@ -292,7 +292,7 @@ def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
         outputs = stacked.forward(x.flatten(0, 1), len(x))
         return outputs.view(*x.shape[:2], *outputs.shape[1:])
 
-    return CohortTrainer(runtime, partial(step, stacked), models)
+    return CohortTrainer(runtime, partial(step, stacked), models, stacked)
 
 
 def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
