@@ -12,7 +12,6 @@ findings.json   of a run of questions: tables and pictures of what was found, wr
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import fcntl
 import hashlib
@@ -297,7 +296,7 @@ def candidates(config: Config) -> Iterator[Path]:
 
 def json_line(report: RoundReport) -> str:
     """Return a report as one line of JSON; NaN and infinities, which JSON lacks, become null."""
-    values = dataclasses.asdict(report)
+    values = vars(report)  # plain data: `dataclasses.asdict` would copy every list
     try:
         return json.dumps(values, allow_nan=False)
     except ValueError:

@@ -100,18 +100,17 @@ class CohortTrainer:
         step = make_step(gradient=gradient)
         dropout = self.runtime.dropout(server_round, plan.clients.tolist())
         rows_SKB = torch.from_numpy(plan.rows).to(device)
+        y_SKB = plan.y[rows_SKB]
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
-        for s, lengths in enumerate(plan.lengths):
-            active, width = int((plan.steps > s).sum()), max(1, int(lengths.max()))
-            index = rows_SKB[s, :active, :width]
-            counts = torch.from_numpy(lengths[:active]).to(device)
-            step.step = s
+        counts_SK = torch.from_numpy(plan.lengths).to(device)
+        for s, (active, width) in enumerate(plan.extents()):
             if isinstance(step, FactoredStep):
                 x = step.inputs[:active, s, :width]
             else:
-                x = self._gather(plan.x, index)
-            losses = step.run(x, plan.y[index], lengths[:active], dropout[:active])
-            loss_K[:active] += losses * counts
+                x = self._gather(plan.x, rows_SKB[s, :active, :width])
+            step.step, lengths = s, plan.lengths[s, :active]
+            losses = step.run(x, y_SKB[s, :active, :width], lengths, dropout[:active])
+            loss_K[:active] += losses * counts_SK[s, :active]
         seen = np.maximum(plan.lengths.sum(0), 1)
         protection, public = self.runtime.protection, self.runtime.protection.public_examples
         metrics = {

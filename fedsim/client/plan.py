@@ -39,6 +39,12 @@ class Plan:
     steps: np.ndarray
     num_examples: np.ndarray
 
+    def extents(self) -> list[tuple[int, int]]:
+        """Return, for each step, how many clients still work, and the longest batch of theirs."""
+        active_S = (self.steps > np.arange(len(self.lengths))[:, None]).sum(1)
+        width_S = np.maximum(self.lengths.max(1, initial=0), 1)
+        return list(zip(active_S.tolist(), width_S.tolist(), strict=True))
+
 
 def make_plan(
     runtime: ClientRuntime,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -124,10 +125,8 @@ class LocalSGD(Part):
             if short:
                 order = np.concatenate([order, np.full(size - short, order[n - short])])
             passes.append(order.reshape(steps, size))
-        lengths_S = np.full(steps * len(passes), size)
-        if short:
-            lengths_S[steps - 1 :: steps] = short
-        return passes[0] if len(passes) == 1 else np.concatenate(passes), lengths_S
+        positions_SB = passes[0] if len(passes) == 1 else np.concatenate(passes)
+        return positions_SB, _lengths(steps, size, short, len(passes))
 
     def sweep(self, n: int) -> list[np.ndarray]:
         """Return batches that hold each of n samples once, in order."""
@@ -158,6 +157,16 @@ class LocalSGD(Part):
             torch._foreach_add_(buffers, updates)
             updates = buffers
         torch._foreach_add_(weights, updates, alpha=-lr)
+
+
+@lru_cache
+def _lengths(steps: int, size: int, short: int, passes: int) -> np.ndarray:
+    """Return the lengths of the batches of some passes, `[S]`; shared, not to be written to."""
+    lengths_S = np.full(steps * passes, size)
+    if short:
+        lengths_S[steps - 1 :: steps] = short
+    lengths_S.flags.writeable = False
+    return lengths_S
 
 
 def as_table(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
