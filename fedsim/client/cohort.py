@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.client.chain import ChainStep, chain_step, takes_plain_steps
 from fedsim.client.differentiate import functional_gradient
-from fedsim.client.factored import FactoredStep, factored_layers, takes_plain_steps
 from fedsim.client.half import Batch
 from fedsim.client.objective import WEIGHTED_F1, confusion, sample_scores, weighted_f1
 from fedsim.client.plan import Plan, make_plan
@@ -34,7 +34,7 @@ class CohortTrainer:
         make_step: How a step is taken; see `fedsim.client.steps`.
         models: How K models are evaluated at once.
         stacked: The model, where plain steps of it may be taken on factors; see
-            `fedsim.client.factored`.
+            `fedsim.client.chain`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CohortTrainer:
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
         counts_SK = torch.from_numpy(plan.lengths).to(device)
         for s, (active, width) in enumerate(plan.extents()):
-            if isinstance(step, FactoredStep):
+            if isinstance(step, ChainStep) and step.inputs is not None:
                 x = step.inputs[:active, s, :width]
             else:
                 x = self._gather(plan.x, rows_SKB[s, :active, :width])
@@ -133,12 +133,11 @@ class CohortTrainer:
 
     def _step_maker(self, plan: Plan, params: Params) -> tuple[StepFactory, Params]:
         """Return how steps are taken, and those of `params` of which each client has a copy."""
-        layers = factored_layers(self.stacked, plan) if self.stacked and params else []
-        if self.stacked is None or not layers:
-            return self.make_step, params
-        names = {layer.names["weight"] for layer in layers}
-        make_step = partial(FactoredStep, self.stacked, plan=plan, layers=layers, memory=self._room)
-        return make_step, {name: t for name, t in params.items() if name not in names}
+        if self.stacked is not None and params:
+            found = chain_step(self.stacked, plan, params, self._room)
+            if found is not None:
+                return found
+        return self.make_step, params
 
     def _gather(self, x: Tensor, index: Tensor) -> Tensor:
         """Return the samples of one step, `[A, B, ...]`, in memory that the next step reuses."""

@@ -68,17 +68,15 @@ def make_plan(
     order = np.argsort(-steps_K, kind="stable")
     steps = int(steps_K.max(initial=0))
     width = max([1, *(positions.shape[1] for positions, _ in tables if len(positions))])
-    rows_SKB = np.zeros((steps, len(clients), width), np.int64)
-    lengths_SK = np.zeros((steps, len(clients)), np.int64)
-    for column, k in enumerate(order.tolist()):
-        (positions_SB, lengths_S), own = tables[k], pool.rows[k]
-        if not len(own):  # its batches are empty
-            continue
-        own_SB, count = own[positions_SB], len(positions_SB)
-        rows_SKB[:count, column, : own_SB.shape[1]] = own_SB
-        if own_SB.shape[1] < width:
-            rows_SKB[:count, column, own_SB.shape[1] :] = own_SB[:, :1]
-        lengths_SK[:count, column] = lengths_S
+    shapes = {positions.shape for positions, _ in tables}
+    if len(shapes) == 1 and len(set(sizes)) == 1 and sizes[0]:  # all alike, in one go
+        own_KSB = np.stack(
+            [own[positions] for own, (positions, _) in zip(pool.rows, tables, strict=True)]
+        )
+        rows_SKB = np.ascontiguousarray(own_KSB.transpose(1, 0, 2))
+        lengths_SK = np.stack([lengths for _, lengths in tables], 1)
+    else:
+        rows_SKB, lengths_SK = _ragged(tables, pool.rows, order, steps, width)
     return Plan(
         order=order,
         clients=clients[order],
@@ -89,3 +87,25 @@ def make_plan(
         steps=steps_K[order],
         num_examples=np.array(sizes, np.int64)[order],
     )
+
+
+def _ragged(
+    tables: list[tuple[np.ndarray, np.ndarray]],
+    rows: list[np.ndarray],
+    order: np.ndarray,
+    steps: int,
+    width: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (pool rows `[S, K, B]`, lengths `[S, K]`) of clients in order, as `Plan` has them."""
+    rows_SKB = np.zeros((steps, len(order), width), np.int64)
+    lengths_SK = np.zeros((steps, len(order)), np.int64)
+    for column, k in enumerate(order.tolist()):
+        (positions_SB, lengths_S), own = tables[k], rows[k]
+        if not len(own):  # its batches are empty
+            continue
+        own_SB, count = own[positions_SB], len(positions_SB)
+        rows_SKB[:count, column, : own_SB.shape[1]] = own_SB
+        if own_SB.shape[1] < width:
+            rows_SKB[:count, column, own_SB.shape[1] :] = own_SB[:, :1]
+        lengths_SK[:count, column] = lengths_S
+    return rows_SKB, lengths_SK

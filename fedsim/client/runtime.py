@@ -209,6 +209,8 @@ class ClientRuntime:
         The split is keyed by the client alone, the same in every round.
         """
         indices = self.partition.indices(client)
+        if not self.holdout and self.dataset.labelled == 1 and not held_out:
+            return indices
         own: np.ndarray = indices[self.positions(client, len(indices), held_out=held_out)]
         return own
 

@@ -1,8 +1,13 @@
-"""Plain SGD of K clients whose weights are kept as factors; see `fedsim.layers.factors`."""
+"""Plain SGD of K clients on a chain of layers: by hand, and on factors where they are smaller.
+
+Nothing but the arithmetic is left of a step: no graph, no tape, each layer's update right after its
+gradient. Wide layers of clients with few samples are kept as `fedsim.layers.factors`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.client.plan import Plan
 from fedsim.client.runtime import ClientRuntime
-from fedsim.client.steps import CohortStep
+from fedsim.client.steps import CohortStep, StepFactory
 from fedsim.layers.factors import FactoredWeights, worth_factors
 from fedsim.layers.linear import StackedLinear
 from fedsim.layers.model import StackedModel
@@ -23,6 +28,10 @@ Memory = Callable[[str, tuple[int, ...], Tensor], Tensor]
 """(name, shape, like) -> memory of that shape, the same in each round."""
 
 
+GATHERED_BYTES = 2**26
+"""How much of a chunk's samples may be gathered at once, and not step by step."""
+
+
 def takes_plain_steps(runtime: ClientRuntime) -> bool:
     """Whether clients' weights are moved by nothing but the gradients of their outputs' loss."""
     half, work = runtime.half, runtime.work
@@ -31,30 +40,45 @@ def takes_plain_steps(runtime: ClientRuntime) -> bool:
     return not (replaced or other or runtime.protection.seals or not runtime.estimator.plain)
 
 
-def factored_layers(stacked: StackedModel, plan: Plan) -> list[StackedLinear]:
-    """Return the layers of a chain that are worth factors; none unless the first is among them."""
-    if stacked.chain is None or not len(plan.steps) or not plan.steps.min():
-        return []
-    samples = plan.rows.shape[0] * plan.rows.shape[2]
-    linear = [layer for layer in stacked.chain.layers if isinstance(layer, StackedLinear)]
+def chain_step(
+    stacked: StackedModel, plan: Plan, params: Params, memory: Memory
+) -> tuple[StepFactory, Params] | None:
+    """Return what makes a chunk's steps, and those of `params` of which each client has a copy.
+
+    None where the model is no chain.
+    """
+    linear = linear_layers(stacked)
     names = [layer.names["weight"] for layer in linear]
-    if len(set(names)) < len(names):  # shared
-        return []
-    worth = [m for m in linear if worth_factors(m.out_features, m.in_features, samples)]
-    return worth if worth and worth[0] is linear[0] else []
+    if not linear or len(set(names)) < len(names):  # a shared layer is needed after its update
+        return None
+    layers: list[StackedLinear] = []
+    if plan.rows.size * plan.x[0].nbytes <= GATHERED_BYTES and plan.steps.min(initial=1):
+        samples = plan.rows.shape[0] * plan.rows.shape[2]
+        layers = [m for m in linear if worth_factors(m.out_features, m.in_features, samples)]
+        layers = layers if layers and layers[0] is linear[0] else []
+    kept = {layer.names["weight"] for layer in layers}
+    make = partial(ChainStep, stacked, plan=plan, layers=layers, memory=memory)
+    return make, {name: t for name, t in params.items() if name not in kept}
 
 
-class FactoredStep(CohortStep):
-    """Steps of a chain whose first layer, and others perhaps, are kept as factors.
+def linear_layers(stacked: StackedModel) -> list[StackedLinear]:
+    """Return the linear layers of a chain, in their order; none of another model."""
+    layers = stacked.chain.layers if stacked.chain else []
+    return [layer for layer in layers if isinstance(layer, StackedLinear)]
+
+
+class ChainStep(CohortStep):
+    """Plain steps of a chain.
 
     Args:
         stacked: The model.
-        plan: All batches of the round, whose samples are gathered at once.
-        layers: Those that are kept as factors.
+        plan: All batches of the round.
+        layers: Those that are kept as factors: none, or the first and others perhaps.
         memory: Gives memory.
 
     Attributes:
-        inputs: The samples of all steps, `[K, S, B, ...]`.
+        inputs: The samples of all steps, `[K, S, B, ...]`, which factors need at once; None where
+            each step's are gathered when it comes, and stay in the cache.
     """
 
     def __init__(
@@ -69,19 +93,22 @@ class FactoredStep(CohortStep):
     ) -> None:
         super().__init__(runtime, **state)  # type: ignore[arg-type]
         self._layers = stacked.chain.layers if stacked.chain else []
+        self._first = linear_layers(stacked)[0]
         self._room = plan.rows.shape[2]
-        self.inputs = _gather(plan, memory)
+        self.inputs = _gather(plan, memory) if layers else None
         self._factors: dict[str, FactoredWeights] = {}
+        if self.inputs is None:
+            return
         count, samples = len(plan.clients), plan.rows.shape[0] * self._room
         x_KNI = self.inputs.flatten(1, 2).flatten(2)
-        for number, layer in enumerate(layers):
-            name = layer.names["weight"]
+        for layer in layers:
+            name, known = layer.names["weight"], layer is self._first
             start = self.start[name]
             u = memory(f" u {name}", (count, samples, layer.out_features), start)
             v = x_KNI
-            if number:
+            if not known:
                 v = memory(f" v {name}", (count, samples, layer.in_features), start)
-            self._factors[name] = FactoredWeights(start, u, v, known=not number)
+            self._factors[name] = FactoredWeights(start, u, v, known=known)
 
     @torch.no_grad()
     def run(
@@ -103,17 +130,16 @@ class FactoredStep(CohortStep):
         with torch.enable_grad():
             loss_A, grad = self.output_gradient(a.flatten(0, 1), x, y, lengths)
         g = grad.view(active, -1, grad.shape[-1])
-        for number in reversed(range(len(self._layers))):
-            layer = self._layers[number]
+        pairs = zip(self._layers, inputs, outputs, strict=True)
+        for layer, a, z in reversed(list(pairs)):
             if isinstance(layer, StackedLinear):
-                first = not any(isinstance(m, StackedLinear) for m in self._layers[:number])
-                g = self._step_back(layer, inputs[number], g, first=first)
-                if first:
+                g = self._step_back(layer, a, g)
+                if layer is self._first:
                     break
             elif isinstance(layer, nn.ReLU):
-                g = torch.ops.aten.threshold_backward(g, outputs[number], 0)
+                g = torch.ops.aten.threshold_backward(g, z, 0)
             elif isinstance(layer, nn.Tanh):
-                g = torch.ops.aten.tanh_backward(g, outputs[number])
+                g = torch.ops.aten.tanh_backward(g, z)
         return loss_A
 
     def add_gradient(
@@ -122,6 +148,8 @@ class FactoredStep(CohortStep):
         raise NotImplementedError("halves that ask for the full gradient take other steps")
 
     def result(self) -> Params:
+        if not self._factors:
+            return self.weights
         return LateRows(list(self.start), self.weights, self._factors)
 
     def _forward(self, layer: StackedLinear, a: Tensor) -> Tensor:
@@ -135,15 +163,18 @@ class FactoredStep(CohortStep):
             return torch.bmm(a, weight_AIO)
         return torch.baddbmm(bias_AO.unsqueeze(1), a, weight_AIO)
 
-    def _step_back(self, layer: StackedLinear, a: Tensor, g: Tensor, *, first: bool) -> Tensor:
-        """Take a layer's step; return the gradient of its inputs, which nobody needs if `first`."""
+    def _step_back(self, layer: StackedLinear, a: Tensor, g: Tensor) -> Tensor:
+        """Take a layer's step; return the gradient of its inputs, unless it is the first."""
         active, bias, name = len(a), layer.names.get("bias"), layer.names["weight"]
+        back = g
         if name in self._factors:
-            back = g if first else self._factors[name].back(g)
+            if layer is not self._first:
+                back = self._factors[name].back(g)
             self._factors[name].add_(a, g, -self.lr, self._room)
         else:
             weight_AOI = self.weights[name][:active]
-            back = g if first else torch.bmm(g, weight_AOI)
+            if layer is not self._first:
+                back = torch.bmm(g, weight_AOI)
             weight_AOI.baddbmm_(g.transpose(1, 2), a, alpha=-self.lr)
         if bias is not None:
             self.weights[bias][:active].add_(g.sum(1), alpha=-self.lr)

@@ -1,4 +1,4 @@
-"""Steps on factored weights end where one client at a time does."""
+"""Plain steps of a chain, on factors or not, end where one client at a time does."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedsim.client import ClientHalf, LocalSGD
-from fedsim.client.factored import takes_plain_steps
+from fedsim.client.chain import takes_plain_steps
 from fedsim.engines.cohort import Cohort, choose_trainer
 from fedsim.engines.in_process import InProcess
 from fedsim.models.mlp import MLP
