@@ -53,9 +53,7 @@ def chain_step(
         return None
     layers: list[StackedLinear] = []
     if plan.rows.size * plan.x[0].nbytes <= GATHERED_BYTES and plan.steps.min(initial=1):
-        samples = plan.rows.shape[0] * plan.rows.shape[2]
-        layers = [m for m in linear if worth_factors(m.out_features, m.in_features, samples)]
-        layers = layers if layers and layers[0] is linear[0] else []
+        layers = factored_layers(linear, plan.rows.shape[0] * plan.rows.shape[2])
     kept = {layer.names["weight"] for layer in layers}
     make = partial(ChainStep, stacked, plan=plan, layers=layers, memory=memory)
     return make, {name: t for name, t in params.items() if name not in kept}
@@ -65,6 +63,25 @@ def linear_layers(stacked: StackedModel) -> list[StackedLinear]:
     """Return the linear layers of a chain, in their order; none of another model."""
     layers = stacked.chain.layers if stacked.chain else []
     return [layer for layer in layers if isinstance(layer, StackedLinear)]
+
+
+def factored_layers(linear: list[StackedLinear], samples: int) -> list[StackedLinear]:
+    """Return which of a chain's layers are worth factors; none unless the first is among them."""
+    worth = [m for m in linear if worth_factors(m.out_features, m.in_features, samples)]
+    return worth if worth and worth[0] is linear[0] else []
+
+
+def saved_bytes(stacked: StackedModel, runtime: ClientRuntime) -> int:
+    """Return how much smaller a client of average size is by its factors, in bytes."""
+    if not takes_plain_steps(runtime) or not (linear := linear_layers(stacked)):
+        return 0
+    average = len(runtime.dataset.train_x) // runtime.partition.num_clients
+    steps, batch = runtime.work.num_steps(average), min(runtime.work.batch_size, average)
+    samples, each = steps * batch, runtime.dataset.train_x.element_size()
+    return each * sum(
+        m.in_features * m.out_features - samples * (m.in_features + m.out_features)
+        for m in factored_layers(linear, samples)
+    )
 
 
 class ChainStep(CohortStep):

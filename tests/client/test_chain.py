@@ -7,7 +7,7 @@ from torch import nn
 
 from fedsim.client import ClientHalf, LocalSGD
 from fedsim.client.chain import takes_plain_steps
-from fedsim.engines.cohort import Cohort, choose_trainer
+from fedsim.engines.cohort import Cohort, bytes_per_client, choose_trainer, default_chunk
 from fedsim.engines.in_process import InProcess
 from fedsim.models.mlp import MLP
 from fedsim.records import LateRows, UpdateSum
@@ -133,3 +133,19 @@ def test_too_many_samples_and_clients_without_any_are_not_for_factors():
     assert late(runtime, (0, 2))[1] == set()
     runtime = make_runtime(WIDE, MLP(hidden=[60]), work=WORK)
     assert late(runtime, (0, 3))[1] == set()  # client 3 has no samples
+
+
+def test_factors_let_more_clients_train_at_once():
+    partition = shares(WIDE, [5] * 20)
+    runtime = make_runtime(WIDE, MLP(hidden=[2000]), partition=partition, work=WORK)
+    grid = Cohort().grid(runtime)
+    # 2000 (80 + 1) + 3 (2000 + 1) weights, outputs of 4 samples; 2 batches of 4 rows as factors
+    size = 4 * (168_003 + 4 * (80 + 2000 + 2000 + 3))
+    assert bytes_per_client(runtime) == size
+    factors = 4 * (160_000 - 8 * 2080)
+    assert default_chunk(runtime) == 2**24 // size == 22
+    assert grid.chunk == min(64, 2**24 // (size - factors)) == 64
+    slow = make_runtime(
+        WIDE, MLP(hidden=[2000]), partition=partition, work=LocalSGD(batch_size=4, momentum=0.5)
+    )
+    assert Cohort().grid(slow).chunk == 22
