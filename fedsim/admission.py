@@ -10,7 +10,8 @@ Rejected, by reason:
     stale       it answers another round
     duplicate   a second reply from the same client
     content     a record is missing or one too many; an array has another name, shape, dtype or
-                byte order; or it cannot be averaged with the others (other metrics than most)
+                byte order; it is no encoding of an update, where updates are sent encoded; or it
+                cannot be averaged with the others (other metrics than most)
     weight      `num-examples` is absent, not a number, not in (0, max_examples]
     non-finite  a NaN or an infinity in the arrays or metrics
 """
@@ -21,14 +22,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
-from typing import Annotated, Literal, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
 from flwr.app import Array, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsim.compression.update import Compressor
 from fedsim.engines.flwr_compat import is_absence
 from fedsim.errors import FedsimError
 from fedsim.parts import Part, Range
@@ -42,12 +45,18 @@ from fedsim.records import (
     Instructions,
     Params,
     Replies,
+    TensorArray,
     decode,
     is_finite,
     late_of,
     reply_content,
     stack_replies,
+    to_record,
+    to_tensors,
 )
+
+if TYPE_CHECKING:
+    from fedsim.pace.gate import Gate
 
 MAX_REASON = 4000
 """Characters kept of what a client says about its error: a traceback, not a flood."""
@@ -91,6 +100,7 @@ class Admission(Part):
         expected: Mapping[str, Tensor] | None,
         extra: Mapping[str, Tensor] | None = None,
         client_index: Callable[[int], int] | None = None,
+        compressor: Compressor | None = None,
     ) -> AdmittedReplies:
         """Wrap `replies` so that only good ones are drawn from it.
 
@@ -101,6 +111,8 @@ class Admission(Part):
             extra: The same for the `client-arrays` record, where the client half sends one.
             client_index: Node id -> client index, where `sent` does not say; by default, clients
                 are numbered in the order of their node ids.
+            compressor: What decodes the updates that clients send in place of models; None if they
+                send models.
         """
         return AdmittedReplies(
             rules=self,
@@ -109,6 +121,7 @@ class Admission(Part):
             expected=expected,
             extra=extra or {},
             client_index=client_index,
+            compressor=compressor,
         )
 
 
@@ -128,6 +141,9 @@ class AdmittedReplies(Replies):
         busy: Gives the simulated seconds that clients whose replies have been weighed were busy,
             or None where they cannot be told; chunks then carry them, where a strategy needs them
             before all are in. None to leave it out.
+        gate: Lets pass those of the good replies that are used, and adds kept ones; None to use
+            all. `admitted`, `metrics` and `observe` are of what passes, without the kept ones.
+        failed: Who has sent nothing but what was rejected, so far.
     """
 
     rules: Admission
@@ -136,6 +152,7 @@ class AdmittedReplies(Replies):
     expected: Mapping[str, Tensor] | None
     extra: Mapping[str, Tensor]
     client_index: Callable[[int], int] | None = None
+    compressor: Compressor | None = None
     rejected: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
@@ -144,6 +161,8 @@ class AdmittedReplies(Replies):
     weigh: Callable[[RecordDict], int] | None = None
     received_bytes: dict[int, int] = field(default_factory=dict)
     busy: Callable[[AdmittedReplies, np.ndarray], np.ndarray | None] | None = None
+    gate: Gate | None = None
+    failed: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._failure = ""
@@ -156,6 +175,7 @@ class AdmittedReplies(Replies):
             self._group: str | None = str(self.sent.server_round)
         else:
             self.sent = list(self.sent)
+            self._sent_to = {message.metadata.dst_node_id: message for message in self.sent}
             node_ids = sorted(message.metadata.dst_node_id for message in self.sent)
             rank = {node: index for index, node in enumerate(node_ids)}
             index = self.client_index or rank.__getitem__
@@ -178,7 +198,18 @@ class AdmittedReplies(Replies):
 
         An answer to another round is none. 0 until all replies are drawn.
         """
-        return len(set(self._client_of.values()) - self._heard) if self._ended else 0
+        if not self._ended:
+            return 0
+        missed = set() if self.gate is None else self.gate.late
+        return len((set(self._client_of.values()) - self._heard) | missed)
+
+    @property
+    def least_bytes(self) -> int:
+        """What the arrays of a good reply take at least, sent as they are or encoded."""
+        sent = self.expected or {}
+        if self.compressor is not None:
+            sent = self.compressor.like(sent)
+        return sum(t.numel() * t.element_size() for t in (*sent.values(), *self.extra.values()))
 
     @property
     def num_faulty(self) -> int:
@@ -189,7 +220,7 @@ class AdmittedReplies(Replies):
         client: int = self._client_of[sent.metadata.dst_node_id]
         return client
 
-    @property
+    @cached_property
     def clients(self) -> np.ndarray:
         """Which clients were asked, sorted int64."""
         return np.array(sorted(self._client_of.values()), np.int64)
@@ -237,37 +268,60 @@ class AdmittedReplies(Replies):
         good.sort(key=lambda reply: reply[0])
         # Flower's own strategies refuse the whole round if one reply is of another form.
         usual = Counter(form for _, _, form, _ in good).most_common(1)
+        late = self._late_messages([client for client, _, f, _ in good if f == usual[0][0]])
         for client, message, form, metrics in good:
+            if client in late:
+                continue
             if form == usual[0][0]:
                 self._note_metrics([client], {name: [value] for name, value in metrics.items()})
-                if self.observe is not None:
-                    self.observe(stack_replies([(client, *self._arrays(message.content), metrics)]))
+                if self.observe is not None or self.compressor is not None:
+                    arrays = self._arrays(message.content, message.metadata.src_node_id)
+                    if self.compressor is not None:  # the strategy's own code reads the message
+                        message.content = _with_model(message.content, arrays[0])
+                    if self.observe is not None:
+                        self.observe(stack_replies([(client, *arrays, metrics)]))
                 yield message
             else:
                 self._reject("content", f"client {client}", "has other metrics than most replies")
                 self._faulty.add(client)
         self._end()
 
+    def _late_messages(self, clients: list[int]) -> set[int]:
+        """Return whose good messages are not used, once all have come."""
+        if self.gate is None:
+            return set()
+        index = np.array(clients, np.int64)
+        return set(index[~self.gate.pick(index, self)].tolist())
+
     def chunks(self) -> Iterator[Chunk]:
+        good = self._good_chunks()
+        for chunk in good if self.gate is None else self.gate.on_time(good, self):
+            self._note_metrics(
+                chunk.client_index.tolist(), {k: v.tolist() for k, v in chunk.metrics.items()}
+            )
+            if len(chunk):
+                if self.observe is not None:
+                    self.observe(chunk)
+                yield self._timed(chunk)
+        if self.gate is not None:
+            yield from self.gate.arrivals()
+        self._end()
+
+    def _good_chunks(self) -> Iterator[Chunk]:
+        """Yield the good replies, on time or not, as they are drawn."""
         chunks = self.replies.chunks() if _is_stacked(self.replies) else self._stacked_messages()
         for chunk in chunks:
             if _is_stacked(self.replies):
                 self._weigh_rows(chunk)
+                chunk = self._restored(chunk)
             for client, told in sorted(chunk.errors.items()):
                 self._reject("error", f"client {client}", self._told(f"client {client}", told))
             self._heard.update(chunk.errors)
+            self.failed.update(chunk.errors)
             if not len(chunk):
                 continue
             self._heard.update(chunk.client_index.tolist())
-            good = self._check_columns(chunk)
-            self._note_metrics(
-                good.client_index.tolist(), {k: v.tolist() for k, v in good.metrics.items()}
-            )
-            if len(good):
-                if self.observe is not None:
-                    self.observe(good)
-                yield self._timed(good)
-        self._end()
+            yield self._check_columns(chunk)
 
     def _timed(self, chunk: Chunk) -> Chunk:
         seconds_K = None if self.busy is None else self.busy(self, chunk.client_index)
@@ -297,8 +351,11 @@ class AdmittedReplies(Replies):
             if node in self._client_of and rejection.reason != "stale":
                 self._faulty.add(self._client_of[node])
                 self._heard.add(self._client_of[node])
+                if rejection.reason != "duplicate":
+                    self.failed.add(self._client_of[node])
             return None
         self._heard.add(self._client_of[node])
+        self.failed.discard(self._client_of[node])
         return decoded
 
     def _weigh_rows(self, chunk: Chunk) -> None:
@@ -336,7 +393,7 @@ class AdmittedReplies(Replies):
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise Rejected("non-finite", f"metric '{name}' is {value}")
-        arrays, client_arrays = self._arrays(message.content)
+        arrays, client_arrays = self._arrays(message.content, node)
         for name, tensor in (*arrays.items(), *client_arrays.items()):
             if not is_finite(tensor):
                 raise Rejected("non-finite", f"array '{name}' holds a NaN or an infinity")
@@ -355,7 +412,7 @@ class AdmittedReplies(Replies):
             allowed = f"(0, {self.rules.max_examples}]"
             raise Rejected("weight", f"'{NUM_EXAMPLES}' is {weight}; allowed: {allowed}")
 
-    def _arrays(self, content: RecordDict) -> tuple[Params, Params]:
+    def _arrays(self, content: RecordDict, node: int) -> tuple[Params, Params]:
         if self.expected is None:
             return {}, {}
         records = dict(content.array_records)
@@ -363,7 +420,44 @@ class AdmittedReplies(Replies):
         if len(records) != 1:
             raise Rejected("content", f"has {len(records)} model records, not one")
         (model,) = records.values()
-        return _decode_record(model, self.expected), _decode_record(extra, self.extra)
+        uploaded = _decode_record(extra, self.extra)
+        if self.compressor is None:
+            return _decode_record(model, self.expected), uploaded
+        encoded = _decode_record(model, self.compressor.like(self.expected))
+        try:
+            return self.compressor.restore(encoded, self._start(self.expected, node)), uploaded
+        except ValueError as error:
+            raise Rejected("content", f"the encoded update {error}") from error
+
+    def _start(self, expected: Mapping[str, Tensor], node: int) -> Mapping[str, Tensor]:
+        """Return the model that a client was sent, which its encoded update starts from."""
+        if isinstance(self.sent, Instructions):
+            return expected
+        (record,) = self._sent_to[node].content.array_records.values()
+        return {
+            n: t.to(expected[n].device, expected[n].dtype) for n, t in to_tensors(record).items()
+        }
+
+    def _restored(self, chunk: Chunk) -> Chunk:
+        """Return a chunk of encoded updates as one of models, without what is no encoding."""
+        if self.compressor is None or self.expected is None or not len(chunk):
+            return chunk
+        good = np.ones(len(chunk), bool)
+        models = {n: x.new_zeros((len(chunk), *x.shape)) for n, x in self.expected.items()}
+        for k, client in enumerate(chunk.client_index.tolist()):
+            sent = {name: rows[k] for name, rows in chunk.arrays.items()}
+            try:
+                model = self.compressor.restore(sent, self.expected)
+            except ValueError as error:
+                good[k] = False
+                self._reject("content", f"client {client}", f"the encoded update {error}")
+                self._faulty.add(client)
+                self._heard.add(client)
+                self.failed.add(client)
+                continue
+            for name, rows in models.items():
+                rows[k].copy_(model[name])
+        return replace(replace(chunk, arrays=models).rows(good), errors=chunk.errors)
 
     def _check_columns(self, chunk: Chunk) -> Chunk:
         """Drop the rows of a chunk that are not admitted; one pass over the arrays."""
@@ -384,6 +478,7 @@ class AdmittedReplies(Replies):
             detail = claim if reason == "weight" else "holds a NaN or an infinity"
             self._reject(reason, f"client {chunk.client_index[row]}", detail)
             self._faulty.add(int(chunk.client_index[row]))
+            self.failed.add(int(chunk.client_index[row]))
         return chunk.rows(good_weight & finite)
 
     def _note_metrics(self, clients: list[int], metrics: Mapping[str, list[float]]) -> None:
@@ -407,7 +502,9 @@ class AdmittedReplies(Replies):
         self._fail_fast()
 
     def _fail_fast(self) -> None:
-        if self._failure and not self.admitted and set(self.rejected) == {"error"}:
+        missed = self.gate is not None and self.gate.late
+        some = self.admitted or missed
+        if self._failure and not some and set(self.rejected) == {"error"}:
             raise ClientError(f"every client failed; the first one said:\n{self._failure}")
 
 
@@ -430,6 +527,13 @@ def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) 
         except ValueError as error:
             raise Rejected("content", f"array '{name}' {error}") from error
     return arrays
+
+
+def _with_model(content: RecordDict, model: Params) -> RecordDict:
+    """Return a reply with a model in the place of what was sent for it."""
+    (key,) = (key for key in content.array_records if key != CLIENT_ARRAYS)
+    zero_copy = any(isinstance(array, TensorArray) for array in content.array_records[key].values())
+    return RecordDict({**content, key: to_record(model, zero_copy=zero_copy)})
 
 
 def _means(metrics: Mapping[str, list[float]]) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""What asynchronous strategies share: clients in flight on the virtual clock.
+"""What asynchronous strategies share: the virtual clock, and clients in flight on it.
 
-`concurrency` clients are busy at any time. One that has finished is replaced at once by another,
-which starts from the model as it is then. After `buffer` replies the server makes a new model: that
-is one round of the loop. Replies are computed in the round in which their clients start, since they
-depend on that round's model alone, and are held until the simulated time at which they arrive.
+`AsynchronousStrategy` keeps the time, and no more. In `ClientsInFlight`, `concurrency` clients are
+busy at any time. One that has finished is replaced at once by another, which starts from the model
+as it is then. After `buffer` replies the server makes a new model: that is one round of the loop.
+Replies are computed in the round in which their clients start, since they depend on that round's
+model alone, and are held until the simulated time at which they arrive.
 
 Who starts in a round is known before anybody is asked: all free places are taken, and of the
 `buffer` arrivals that the round ends with, each but the last frees one place while its model is in
@@ -28,13 +29,12 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.errors import ConfigError, ResumeError
-from fedsim.events import EventQueue
+from fedsim.in_flight import STATE, InFlight, Landed, difference
 from fedsim.parts import Range
-from fedsim.records import BUSY, Params, Replies, moved
+from fedsim.records import BUSY, Chunk, Params, Replies, moved
 from fedsim.strategy import FedsimStrategy, Round, State
 
-_HELD = "held/"
-_STATE = {"clients", "arrive", "started", "version", "now"}
+_STATE = {*STATE, "version", "now"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,54 @@ class Arrival:
 
 @dataclass(kw_only=True)
 class AsynchronousStrategy(FedsimStrategy):
-    """Base of strategies whose server does not wait for everybody.
+    """Base of strategies whose server does not wait for everybody, and which keep the time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._now = 0.0
+
+    @property
+    def simulated_seconds(self) -> float:
+        """When the latest model was made."""
+        return self._now
+
+    @property
+    @abc.abstractmethod
+    def anybody_busy(self) -> bool:
+        """Whether any client is at work."""
+
+    def wait_until(self, seconds: float) -> None:
+        """Let time pass in which nobody is busy."""
+        self._now = seconds
+
+    @abc.abstractmethod
+    def starts(self, rounds: int) -> int:
+        """Return how many clients start in a run of some rounds, if there are always idle ones."""
+
+    def drawn(self, server_round: int, clients: np.ndarray) -> np.ndarray:
+        """Return clients in the order of a round's keyed draw."""
+        seed = 0 if self.federation is None else self.federation.seed
+        rng = seeds.rng(seed, server_round, seeds.SERVER, "who-starts")
+        return rng.permutation(clients)
+
+    def seconds(self, chunk: Chunk) -> np.ndarray:
+        """Return how long the clients of some replies were busy, float64 `[K]`.
+
+        Raises:
+            ConfigError: Nobody knows.
+        """
+        if BUSY not in chunk.metrics:
+            raise ConfigError(
+                f"{type(self).__name__} needs to know how long each client is busy; set "
+                "devices=unequal (or equal); if that is set, the run's log says why operations "
+                "cannot be counted"
+            )
+        return chunk.metrics[BUSY]
+
+
+@dataclass(kw_only=True)
+class ClientsInFlight(AsynchronousStrategy):
+    """Base of strategies whose server uses each client's reply as it arrives.
 
     Attributes:
         concurrency: How many clients are busy at any time.
@@ -64,11 +111,8 @@ class AsynchronousStrategy(FedsimStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._queue = EventQueue()
-        self._held: dict[int, Params] = {}
-        self._started: dict[int, int] = {}
+        self._flight = InFlight()
         self._version = 0
-        self._now = 0.0
         self._order = np.arange(0)
 
     # --- what an algorithm says --------------------------------------------------------------
@@ -90,82 +134,64 @@ class AsynchronousStrategy(FedsimStrategy):
     # --- the clock ---------------------------------------------------------------------------
 
     @property
-    def simulated_seconds(self) -> float:
-        """When the latest model was made."""
-        return self._now
+    def anybody_busy(self) -> bool:
+        """See `AsynchronousStrategy.anybody_busy`."""
+        return len(self._flight) > 0
 
     def starts(self, rounds: int) -> int:
-        """Return how many clients start in a run of some rounds, if there are always idle ones."""
+        """See `AsynchronousStrategy.starts`."""
         return self.concurrency + self.takes * rounds - 1
 
     def chosen(self, server_round: int, offered: np.ndarray) -> np.ndarray:
         """See `FedsimStrategy.chosen`."""
-        seed = 0 if self.federation is None else self.federation.seed
-        rng = seeds.rng(seed, server_round, seeds.SERVER, "who-starts")
-        idle = offered[[int(client) not in self._queue for client in offered]]
-        wanted = max(0, self.concurrency - len(self._queue)) + self.takes - 1
-        self._order = rng.permutation(idle)[:wanted]
+        idle = offered[[int(client) not in self._flight for client in offered]]
+        wanted = max(0, self.concurrency - len(self._flight)) + self.takes - 1
+        self._order = self.drawn(server_round, idle)[:wanted]
         return np.sort(self._order)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
-        busy = self._hold(context.params, replies)
-        waiting = [client for client in self._order.tolist() if client in busy]
-        arrived: list[int] = []
+        came = self._came(context.params, replies)
+        waiting = [client for client in self._order.tolist() if client in came]
+        arrived: list[Landed] = []
         while True:
-            while waiting and len(self._queue) < self.concurrency:
+            while waiting and len(self._flight) < self.concurrency:
                 client = waiting.pop(0)
-                self._queue.push(self._now + busy[client], client)
-                self._started[client] = self._version
-            if not self._queue:
+                busy_s, arrays = came.pop(client)
+                self._flight.add(client, self._now + busy_s, self._version, arrays)
+            if not self._flight:
                 break
-            self._now, client = self._queue.pop()
-            arrived.append(client)
+            arrived.append(self._flight.pop())
+            self._now = arrived[-1].time
             if len(arrived) == self.takes:
                 break
         if not arrived:
             return context.params
-        params = self.combine(context.params, [self._take(client) for client in arrived])
+        params = self.combine(context.params, [self._arrival(reply) for reply in arrived])
         self._version += 1
         return params
 
-    def _hold(self, params: Params, replies: Replies) -> dict[int, float]:
-        """Keep what came; return how long each client is busy."""
-        busy: dict[int, float] = {}
+    def _came(self, params: Params, replies: Replies) -> dict[int, tuple[float, Params]]:
+        """Return how long each client is busy, and what is held of its reply."""
+        came: dict[int, tuple[float, Params]] = {}
         for chunk in replies.chunks():
-            if BUSY not in chunk.metrics:
-                raise ConfigError(
-                    f"{type(self).__name__} needs to know how long each client is busy; set "
-                    "devices=unequal (or equal); if that is set, the run's log says why operations "
-                    "cannot be counted"
-                )
-            seconds_K = chunk.metrics[BUSY].tolist()
+            seconds_K = self.seconds(chunk).tolist()
             for row, client in enumerate(chunk.client_index.tolist()):
                 arrays = {name: rows[row] for name, rows in chunk.arrays.items()}
-                self._held[client] = {
-                    name: _difference(y, params[name]) if self.holds_updates else y.clone()
+                held = {
+                    name: difference(y, params[name]) if self.holds_updates else y.clone()
                     for name, y in arrays.items()
                 }
-                busy[client] = seconds_K[row]
-        return busy
+                came[client] = seconds_K[row], held
+        return came
 
-    def _take(self, client: int) -> Arrival:
-        staleness = self._version - self._started.pop(client)
-        return Arrival(client=client, staleness=staleness, arrays=self._held.pop(client))
+    def _arrival(self, reply: Landed) -> Arrival:
+        staleness = self._version - reply.started
+        return Arrival(client=reply.client, staleness=staleness, arrays=reply.arrays)
 
     # --- checkpoints -------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        pairs = self._queue.pairs()
-        clients = [client for _, client in pairs]
-        names = self._held[clients[0]] if clients else {}
-        return {
-            "now": self._now,
-            "version": self._version,
-            "clients": np.array(clients, np.int64),
-            "arrive": np.array([time for time, _ in pairs], np.float64),
-            "started": np.array([self._started[client] for client in clients], np.int64),
-            **{_HELD + n: torch.stack([self._held[k][n] for k in clients]) for n in names},
-        }
+        return {"now": self._now, "version": self._version, **self._flight.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         if not set(state) >= _STATE:
@@ -173,18 +199,8 @@ class AsynchronousStrategy(FedsimStrategy):
                 f"the state of {type(self).__name__} is {sorted(_STATE)} and what is held, but the "
                 f"checkpoint has {sorted(state)}; was the strategy changed?"
             )
-        clients = np.asarray(state["clients"]).tolist()
         self._now, self._version = float(state["now"]), int(state["version"])
-        self._queue = EventQueue(zip(np.asarray(state["arrive"]).tolist(), clients, strict=True))
-        started = np.asarray(state["started"]).tolist()
-        self._started = dict(zip(clients, started, strict=True))
-        held = {
-            name: torch.as_tensor(rows) for name, rows in state.items() if name.startswith(_HELD)
-        }
-        self._held = {
-            client: {name.removeprefix(_HELD): rows[row].clone() for name, rows in held.items()}
-            for row, client in enumerate(clients)
-        }
+        self._flight.load_state_dict(state)
 
 
 class WeightedSum:
@@ -205,16 +221,11 @@ class WeightedSum:
 
     def add_model(self, model: Mapping[str, Tensor], weight: float) -> None:
         """Add the update from x to a model."""
-        self.add({n: _difference(model[n].to(x.device), x) for n, x in self.params.items()}, weight)
+        self.add({n: difference(model[n].to(x.device), x) for n, x in self.params.items()}, weight)
 
     def step(self, scale: float) -> Params:
         """Return x + scale · Σ w_k Δ_k in the dtypes of the model; integers are rounded."""
         return moved(self.params, self.sums, scale)
-
-
-def _difference(y: Tensor, x: Tensor) -> Tensor:
-    """Return y − x; of integers too, as float64."""
-    return y - x if x.is_floating_point() else y.double() - x.double()
 
 
 def polynomial(staleness: int, exponent: float) -> float:

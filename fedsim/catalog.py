@@ -20,9 +20,11 @@ GROUPS = (
     "strategy",
     "client",
     "privacy",
+    "compression",
     "engine",
     "topology",
     "devices",
+    "pace",
     "attack",
 )
 """The groups of parts, in the order in which a scenario lists them."""

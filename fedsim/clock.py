@@ -3,12 +3,17 @@
     synchronous round:   t ← t + max_k training seconds + max_k evaluation seconds
     asynchronous:        t ← when the server made this round's model, as its strategy says
 
-A client's seconds are those of its footprint (`fedsim.footprint`): bytes that moved, operations
-that were done. A synchronous exchange ends when the last reply that came is in, good or rejected; a
-client that never replied is not waited for. Clients evaluate in an exchange of their own, after
-training, and that takes its time too; where their scores come with the training replies
-(`evaluation.fused`), it is part of these. An asynchronous server does not wait for evaluations: the
-clients in flight go on meanwhile. The server's own work and its evaluation take no time.
+A client's seconds are those of its footprint (`fedsim.footprint`): bytes that moved over the links
+of the topology, operations that were done. A synchronous exchange ends when the last reply that
+came is in, good or rejected; a client that never replied is not waited for. Clients evaluate in an
+exchange of their own, after training, and that takes its time too; where their scores come with the
+training replies (`evaluation.fused`), it is part of these. An asynchronous server does not wait for
+evaluations: the clients in flight go on meanwhile. The server's own work and its evaluation take no
+time.
+
+Rounds are in step even where no server makes them so: the nodes of a gossip network, and edge
+servers between two averages of the cloud, begin a round together. Where each waits for nobody but
+those it hears from, a run is as fast or faster.
 
 Where a round's seconds cannot be told (a mechanism hides what they are computed from), neither can
 those of any later round: the clock stops for good, and says None.
@@ -18,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedsim.footprint import SECONDS, UP
+from fedsim.footprint import REPLIED, SECONDS, UP
 
 
 class Clock:
@@ -43,5 +48,6 @@ class Clock:
             if SECONDS not in columns:
                 self.seconds = None
                 return
-            pairs = zip(columns[SECONDS], columns[UP], strict=True)
+            came = columns.get(REPLIED, columns[UP])
+            pairs = zip(columns[SECONDS], came, strict=True)
             self.seconds += max((busy for busy, sent in pairs if sent > 0), default=0.0)

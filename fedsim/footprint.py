@@ -3,9 +3,10 @@
 Bytes are those of Flower's wire format, in which messages cross a wire, of the records of a message
 (not of its routing, nor of what TLS adds). An engine that passes tensors inside one process makes
 no such bytes: then messages are laid out as they would be, with zeros in place of values, once for
-each layout there is. Operations are counted on the client half's own code (`fedsim.effort`), in
-matrix products and convolutions, a multiply-add being two. Seconds are simulated: those of the
-scenario's `devices`.
+each layout there is. Where nodes have no server to talk to, the bytes are those of what they would
+send one another (`FedsimStrategy.traffic`). Operations are counted on the client half's own code
+(`fedsim.effort`), in matrix products and convolutions, a multiply-add being two. Seconds are
+simulated: those of the scenario's `devices`, and of the links of its `topology` (`fedsim.network`).
 
 A client that was asked and has not replied has received, and nothing more. Where a mechanism hides
 how many samples a client holds, or makes gradients of its own, operations are not counted, since
@@ -17,25 +18,29 @@ Shapes: K clients of an exchange.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
-from fedsim.admission import AdmittedReplies
+from fedsim.admission import Admission, AdmittedReplies
 from fedsim.client.runtime import ClientRuntime
 from fedsim.devices.base import Fleet
 from fedsim.effort import LocalEffort, evaluation_effort, local_effort
 from fedsim.engines.flwr_compat import encoded_bytes
+from fedsim.network import Network, Passage
 from fedsim.partition.base import labelled_sizes, train_sizes
-from fedsim.records import EVALUATE, Instructions, Params, TensorArray
+from fedsim.records import EVALUATE, Instructions, Params, TensorArray, to_record
+from fedsim.topology.traffic import ThroughServer, Traffic, beside
 
 log = logging.getLogger(__name__)
 
 CLIENT, DOWN, UP = "client-index", "bytes-down", "bytes-up"
-FLOPS, SECONDS = "flops", "seconds"
-"""The columns of a footprint."""
+FLOPS, SECONDS, REPLIED = "flops", "seconds", "replied"
+"""The columns of a footprint. `replied` is there where bytes up do not tell who has: a node without
+neighbours has sent nothing."""
 
 
 def content_bytes(content: RecordDict) -> int:
@@ -69,41 +74,103 @@ class Meter:
     Args:
         runtime: The client side of the run.
         fleet: The devices of its clients.
+        network: The links between them.
+        traffic: Says what an exchange, of the strategy's latest round, moves over these.
     """
 
-    def __init__(self, runtime: ClientRuntime, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        runtime: ClientRuntime,
+        fleet: Fleet,
+        network: Network,
+        traffic: Callable[[str], Traffic],
+    ) -> None:
         self.runtime = runtime
         self.fleet = fleet
+        self.network = network
+        self._traffic = traffic
         self._training: LocalEffort | None = None
         self._evaluating: dict[int, float] = {}
         self._latest: tuple[AdmittedReplies, tuple[np.ndarray, np.ndarray | None]] | None = None
 
     def footprint(self, exchange: str, replies: AdmittedReplies) -> dict[str, list[float]]:
-        """Return the columns of one exchange, `"train"` or `"evaluate"`, once it has been drawn.
+        """Return the columns of one exchange, once it has been drawn; its bytes are counted here.
 
         By client index, ascending.
         """
         down_K, flops_K = self._known(exchange, replies)
         clients = replies.clients
         up_K = np.array([replies.received_bytes.get(k, 0) for k in clients.tolist()], np.float64)
-        columns = {CLIENT: clients, DOWN: down_K, UP: up_K}
+        way = self._passage(exchange, clients, down_K, up_K, count=True)
+        columns = {CLIENT: clients, DOWN: way.down_K, UP: way.up_K}
+        if way.up_K is not up_K:
+            columns[REPLIED] = (up_K > 0).astype(np.float64)
         if flops_K is not None:
             flops_K = np.where(up_K > 0, flops_K, 0.0)
-            seconds_K = self.fleet.seconds(clients, down_K, flops_K, up_K)
+            seconds_K = way.before_K + flops_K / self.fleet.flops_N[clients] + way.after_K
             columns |= {FLOPS: flops_K, SECONDS: seconds_K}
         return {name: column.tolist() for name, column in columns.items()}
 
-    def busy(self, replies: AdmittedReplies, clients: np.ndarray) -> np.ndarray | None:
+    def busy(
+        self, replies: AdmittedReplies, clients: np.ndarray, unheard: int = 0
+    ) -> np.ndarray | None:
         """Return the seconds of some clients of a training exchange, float64 `[K]`.
 
-        Their replies are in, others' need not be. None where operations are not counted.
+        Of those whose replies are not in, as if they were of `unheard` bytes; somebody's is. Among
+        neighbours, all are taken to come. None where operations are not counted.
         """
         down_K, flops_K = self._known("train", replies)
         if flops_K is None:
             return None
-        rows = np.searchsorted(replies.clients, clients)
-        up_K = np.array([replies.received_bytes[k] for k in clients.tolist()], np.float64)
-        return self.fleet.seconds(clients, down_K[rows], flops_K[rows], up_K)
+        asked = replies.clients
+        up_K = np.ones(len(asked))
+        rows = np.searchsorted(asked, clients)
+        up_K[rows] = [replies.received_bytes.get(k, unheard) for k in clients.tolist()]
+        way = self._passage("train", asked, down_K, up_K)
+        seconds_K: np.ndarray = way.before_K + flops_K / self.fleet.flops_N[asked] + way.after_K
+        return seconds_K[rows]
+
+    def _passage(
+        self,
+        exchange: str,
+        clients: np.ndarray,
+        down_K: np.ndarray,
+        up_K: np.ndarray,
+        *,
+        count: bool = False,
+    ) -> Passage:
+        traffic = self._traffic(exchange)
+        sent = beside(traffic)
+        size = content_bytes(RecordDict({"arrays": to_record(sent, zero_copy=True)})) if sent else 0
+        return self.network.passage(traffic, self.fleet, clients, down_K, up_K, size, count=count)
+
+    def latencies(self) -> np.ndarray | None:
+        """Return the seconds that each client would be busy with a round's work, float64 `[N]`.
+
+        That is to receive the model from the server, to train it, and to send as many bytes back,
+        or an encoded update. None where operations are not counted.
+        """
+        clients = np.arange(self.runtime.partition.num_clients)
+        sent = Instructions(
+            message_type=MessageType.TRAIN,
+            server_round=1,
+            client_index=clients,
+            node_ids=clients,
+            arrays=to_record(self.runtime.initial_params(), zero_copy=True),
+            config={"seed": self.runtime.seed, "num-clients": len(clients)},
+            zero_copy=True,
+        )
+        replies = Admission().admit(sent, [], None)
+        down_N, flops_N = self._down(replies), self._flops("train", replies, clients)
+        if flops_N is None:
+            return None
+        up_N, compressor = down_N, self.runtime.compressor
+        if compressor is not None:
+            encoded = to_record(compressor.like(self.runtime.initial_params()), zero_copy=True)
+            up_N = np.full(len(clients), float(content_bytes(RecordDict({"arrays": encoded}))))
+        way = self.network.passage(ThroughServer(), self.fleet, clients, down_N, up_N, 0)
+        seconds_N: np.ndarray = way.before_K + flops_N / self.fleet.flops_N + way.after_K
+        return seconds_N
 
     def _known(
         self, exchange: str, replies: AdmittedReplies

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from fedsim import third_party
 from fedsim.errors import BudgetError, ConfigError, ResumeError
+from fedsim.network import Network
 from fedsim.protection.ledger import LEDGER, Ledger
 from fedsim.records import Params
 from fedsim.results import RunFolder, command_line, environment
@@ -21,8 +24,14 @@ log = logging.getLogger(__name__)
 
 _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
+_PACE = "pace/"
+"""The same of the late replies that are still to come."""
+_CLIENTS = "clients/"
+"""What the names of what virtual clients remember begin with there."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
+_CARRIED = "links/bytes"
+"""The name of what each link has carried; absent where it is not kept."""
 
 
 @dataclass(kw_only=True)
@@ -63,9 +72,16 @@ class Run:
             self._plan(max(self.simulation.last_round, saved.last_round))
             loop = self._loop()
             loop.clock.seconds = _time(saved.state.pop(_CLOCK, None))
-            mechanism, state = _split(saved.state)
+            if loop.meter is not None:
+                loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
+            mechanism, state = _split(saved.state, _MECHANISM)
+            late, state = _split(state, _PACE)
+            memory, state = _split(state, _CLIENTS)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
+            self._remind(memory)
+            if loop.pace is not None:
+                loop.pace.load_state_dict(late)
             self.ledger.load(saved.covers.get(LEDGER))
             yield from self._rounds(loop, self._model(saved.params), saved.server_round)
 
@@ -102,6 +118,16 @@ class Run:
             return command_line()
         config = self.simulation.config
         return ["fedsim", "deploy", f"scenario={config.scenario}", *config.overrides]
+
+    def _remind(self, memory: State) -> None:
+        """Have clients remember what they did, where that is in the checkpoint."""
+        grid, compressor = self.simulation.grid, self.simulation.runtime.compressor
+        grid.load_state_dict(memory)
+        if compressor is not None and compressor.codec.remembers and not grid.keeps_memory:
+            log.warning(
+                "clients' processes hold what compression has left out of their updates; those of "
+                "the run before have ended, and clients begin again with nothing left out"
+            )
 
     def _plan(self, last_round: int) -> None:
         """Settle how far the run goes, before the loop is built."""
@@ -163,8 +189,18 @@ class Run:
         found = self.simulation.findings(model)
         if found is not None:
             self.folder.write_findings(found.to_json())
+        if loop.meter is not None:
+            self._write_graph(loop.meter.network)
         if spent:
             raise spent
+
+    def _write_graph(self, network: Network) -> None:
+        """Write who is linked to whom, and what each link has carried."""
+        graph = network.describe()
+        if graph is not None:
+            self.folder.write_graph(graph)
+        elif network.kind != "star":
+            log.warning("no graph.json: %s", network.why_not)
 
     def _save(self, loop: RoundLoop, server_round: int, params: Params) -> None:
         simulation = self.simulation
@@ -174,16 +210,15 @@ class Run:
             params,
             {
                 **third_party.state_of(simulation.strategy),
-                **self._mechanism(),
+                **_named(_MECHANISM, simulation.protection.state_dict()),
+                **_named(_CLIENTS, simulation.grid.state_dict()),
+                **_named(_PACE, {} if loop.pace is None else loop.pace.state_dict()),
                 **_time_of(loop),
+                **_carried(loop),
             },
             simulation.settings.checkpoint.keep,
             self.ledger.chain,
         )
-
-    def _mechanism(self) -> State:
-        state = self.simulation.protection.state_dict()
-        return {_MECHANISM + name: value for name, value in state.items()}
 
 
 def _time_of(loop: RoundLoop) -> State:
@@ -192,11 +227,25 @@ def _time_of(loop: RoundLoop) -> State:
     return {} if loop.meter is None or seconds is None else {_CLOCK: seconds}
 
 
+def _carried(loop: RoundLoop) -> State:
+    """Return what each link has carried, as it is kept."""
+    bytes_M = None if loop.meter is None else loop.meter.network.bytes_M
+    return {} if bytes_M is None else {_CARRIED: bytes_M.copy()}
+
+
+def _column(kept: object) -> np.ndarray | None:
+    return None if kept is None else np.asarray(kept, np.float64)
+
+
 def _time(kept: object) -> float | None:
     return float(kept) if isinstance(kept, (int, float)) else None
 
 
-def _split(state: State) -> tuple[State, State]:
-    """Return (the privacy mechanism's state, the strategy's)."""
-    own = {k.removeprefix(_MECHANISM): v for k, v in state.items() if k.startswith(_MECHANISM)}
-    return own, {k: v for k, v in state.items() if not k.startswith(_MECHANISM)}
+def _named(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _split(state: State, prefix: str) -> tuple[State, State]:
+    """Return (what `_named` has named so, the rest)."""
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return own, {k: v for k, v in state.items() if not k.startswith(prefix)}

@@ -111,9 +111,12 @@ def describe(report: RoundReport, last_round: int, scores: dict[str, float]) -> 
         limit = "" if report.budget is None else f", of a budget of {report.budget:g}"
         parts.append(report.privacy + limit)
     if report.server_round:
-        parts.append(f"replies {len(report.admitted)}/{report.asked}")
+        on_time = len(report.admitted) - report.arrived_late
+        parts.append(f"replies {on_time}/{report.asked}")
     if report.late:
         parts.append(f"late {report.late}")
+    if report.arrived_late:
+        parts.append(f"arrived late {report.arrived_late}")
     if report.rejected:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejected.items())
         parts.append(f"rejected {sum(report.rejected.values())} ({reasons})")

@@ -45,6 +45,9 @@ Scalar = int | float | str | bool | bytes
 ARRAYS, CONFIG, METRICS, CLIENT_ARRAYS = "arrays", "config", "metrics", "client-arrays"
 """Keys of the records in our messages; the first three are those of Flower's own strategies."""
 
+MEMORY = "memory"
+"""Key of the record of a client's state that holds what it remembers of earlier rounds."""
+
 ANSWER = "answer"
 QUERY = f"query.{ANSWER}"
 """The action, and the message type, of a question to a client; see `fedsim.query`."""
@@ -369,6 +372,8 @@ class Chunk:
         client_arrays: name -> `[K, ...]`: whatever else the client half sends back.
         metrics: name -> float64 `[K]`.
         errors: Client index -> what it said; clients that failed have no row.
+        discount: What replies that came late weigh for their age, float64 `[K]`; see `fedsim.pace`.
+            None, as for replies to this round, is 1.
     """
 
     client_index: np.ndarray
@@ -376,6 +381,7 @@ class Chunk:
     client_arrays: Params = field(default_factory=dict)
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    discount: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.client_index)
@@ -386,8 +392,13 @@ class Chunk:
         return self.metrics[NUM_EXAMPLES]
 
     def weights(self, weighting: Literal["examples", "uniform"]) -> np.ndarray:
-        """Return the replies' weights in a mean, by samples or all equal, float64 `[K]`."""
-        return self.num_examples if weighting == "examples" else np.ones(len(self))
+        """Return the replies' weights in a mean, by samples or all equal, float64 `[K]`.
+
+        Those of kept replies are less for their age: their numbers of samples are so already.
+        """
+        if weighting == "examples":
+            return self.num_examples
+        return np.ones(len(self)) if self.discount is None else self.discount
 
     def parts(self) -> Iterator[Chunk]:
         """Yield a few rows at a time (views, no copies), so that what is made of them is small.
@@ -406,6 +417,7 @@ class Chunk:
                 arrays={name: t[part] for name, t in self.arrays.items()},
                 client_arrays={name: t[part] for name, t in self.client_arrays.items()},
                 metrics={name: column[part] for name, column in self.metrics.items()},
+                discount=None if self.discount is None else self.discount[part],
             )
 
     def rows(self, keep: np.ndarray) -> Chunk:
@@ -418,6 +430,7 @@ class Chunk:
             arrays={name: t[index.to(t.device)] for name, t in self.arrays.items()},
             client_arrays={name: t[index.to(t.device)] for name, t in self.client_arrays.items()},
             metrics={name: column[keep] for name, column in self.metrics.items()},
+            discount=None if self.discount is None else self.discount[keep],
         )
 
 

@@ -8,6 +8,8 @@ checkpoint/     see fedsim.checkpoint; covers all of the above from the start
 log.txt         warnings, rejected replies, tracebacks
 model.safetensors  summary.json  report.html                           written at the end
 findings.json   of a run of questions: tables and pictures of what was found, written at the end
+graph.json      with devices, and not too large: the topology's nodes, and its links with the bytes
+                that each has carried, sent again ones included; written at the end
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from fedsim.strategy import State
 
 CONFIG, OVERRIDES, METRICS = "config.yaml", "overrides.txt", "metrics.jsonl"
 MODEL, SUMMARY = "model.safetensors", "summary.json"
-FINDINGS = "findings.json"
+FINDINGS, GRAPH = "findings.json", "graph.json"
 STATIC = (CONFIG, OVERRIDES, "env.json", "partition.json", "privacy.json")
 """Files written before the first round; a checkpoint covers each of them."""
 
@@ -259,6 +261,10 @@ class RunFolder:
     def write_findings(self, findings: Mapping[str, Any]) -> None:
         """Write what a run of questions has found."""
         self._write(FINDINGS, _json(findings))
+
+    def write_graph(self, graph: Mapping[str, Any]) -> None:
+        """Write the topology and its traffic; see `fedsim.network`."""
+        self._write(GRAPH, _json(graph))
 
     def config(self) -> Config:
         """Return the configuration that the run was started with.

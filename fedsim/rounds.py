@@ -28,8 +28,12 @@ from fedsim.admission import Admission, AdmittedReplies
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Tamper
 from fedsim.clock import Clock
+from fedsim.compression.update import Compressor
+from fedsim.errors import ConfigError
 from fedsim.footprint import Meter, content_bytes
+from fedsim.pace.gate import Pace
 from fedsim.participation.base import Schedule
+from fedsim.participation.timed import begin
 from fedsim.protection.base import Protection
 from fedsim.records import (
     EVALUATE,
@@ -53,12 +57,13 @@ class RoundReport:
         asked: Clients that were asked to train.
         admitted: Client indices whose replies were used.
         late: Clients that were asked and had not answered when the exchange ended.
+        arrived_late: Of those whose replies were used, how many were asked, and late, before.
         rejected: reason -> count.
         details: The first few rejections in words, of training and of evaluation.
         train, clients, central: Metrics averaged over training clients, over evaluating clients,
             and of the central test set; empty where not measured.
         per_client: The evaluating clients' own metrics, name -> values; `client-index` first.
-        diagnostics: What an observer says of the round; empty without one.
+        diagnostics: What an observer says of the round, and, if it is evaluated, the strategy.
         epsilon: An upper bound of what all rounds so far have cost; None without a mechanism.
         privacy: The same with its delta, unit and relation, in words; never show it without.
         budget: The epsilon, of the same delta, at which the run stops; None for none.
@@ -73,6 +78,7 @@ class RoundReport:
     asked: int = 0
     admitted: list[int] = field(default_factory=list)
     late: int = 0
+    arrived_late: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     details: list[str] = field(default_factory=list)
     train: dict[str, float] = field(default_factory=dict)
@@ -138,7 +144,9 @@ class RoundLoop:
         last_round: The run ends after this round.
         tamper: What attackers do to the replies of a training exchange; None without an attack.
         observer: Sees each training exchange; None to leave it out.
+        compressor: What decodes the updates that clients send; None if they send models.
         meter: Measures what exchanges take of clients; None to leave it out, and the clock.
+        pace: Closes training exchanges before all replies are in; needs `meter`. None to wait.
         protection: The privacy mechanism.
         frozen: Names of the tensors that stay as they are for good, whatever a strategy or a client
             makes of them: a float mean of equal tensors need not be that tensor, and an adaptive
@@ -156,7 +164,9 @@ class RoundLoop:
     last_round: int
     tamper: Tamper | None = None
     observer: Observer | None = None
+    compressor: Compressor | None = None
     meter: Meter | None = None
+    pace: Pace | None = None
     protection: Protection = field(default_factory=Protection)
     charge: Callable[[int, np.ndarray], float | None] | None = None
     frozen: Collection[str] = ()
@@ -187,6 +197,7 @@ class RoundLoop:
             )
         for server_round in range(done + 1, self.last_round + 1):
             started = time.perf_counter()
+            self._begin(server_round)
             due, fused = self.evaluation.due(server_round, self.last_round), self.evaluation.fused
             params, train = self.train(server_round, params, score=due and fused)
             diagnostics = {}
@@ -194,6 +205,8 @@ class RoundLoop:
                 diagnostics = self.observer.end(params)
             clients, central = AdmittedReplies.nothing(), {}
             if due:
+                if isinstance(self.strategy, FedsimStrategy):
+                    diagnostics |= self.strategy.diagnostics()
                 if self.evaluation.clients and not fused:
                     clients = self._evaluate(server_round, params)
                 if self.evaluation.central is not None:
@@ -205,14 +218,16 @@ class RoundLoop:
             if self.meter is not None:
                 exchanges = {"train": train, "evaluate": clients}
                 footprint = {k: self.meter.footprint(k, e) for k, e in exchanges.items() if e.asked}
-                self._pass(footprint)
+                self._pass(train, footprint)
+            arrived = [] if train.gate is None else train.gate.arrived
             yield (
                 params,
                 RoundReport(
                     server_round=server_round,
                     asked=train.asked,
-                    admitted=train.admitted,
+                    admitted=[*train.admitted, *arrived],
                     late=train.late,
+                    arrived_late=len(arrived),
                     rejected=dict(train.rejected),
                     details=train.details + clients.details,
                     train=train.mean_metrics(),
@@ -233,12 +248,37 @@ class RoundLoop:
         self._epsilon: float | None = None
         self.clock = Clock()
 
-    def _pass(self, footprint: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    def _begin(self, server_round: int) -> None:
+        """Tell a timed schedule when the round begins: later, if nobody is there and nobody busy.
+
+        Raises:
+            ConfigError: The time cannot be told.
+        """
+        if not self.schedule.timed:
+            return
+        if self.clock.seconds is None:
+            raise ConfigError(
+                "participation: who is there depends on the simulated time, which cannot be told "
+                "(the run's log says why); use participation=uniform, bernoulli or full"
+            )
+        busy = self.pace is not None and len(self.pace.in_flight) > 0
+        if isinstance(self.strategy, AsynchronousStrategy):
+            busy = self.strategy.anybody_busy
+        self.clock.seconds = begin(self.schedule, server_round, self.clock.seconds, wait=not busy)
+        if isinstance(self.strategy, AsynchronousStrategy):
+            self.strategy.wait_until(self.clock.seconds)
+
+    def _pass(
+        self, train: AdmittedReplies, footprint: Mapping[str, Mapping[str, Sequence[float]]]
+    ) -> None:
         """Let a round's simulated time pass."""
         if isinstance(self.strategy, AsynchronousStrategy):
             self.clock.seconds = self.strategy.simulated_seconds
-        else:
-            self.clock.advance(footprint.values())
+            return
+        if train.gate is not None and self.clock.seconds is not None:
+            self.clock.seconds = train.gate.closes
+            footprint = {k: columns for k, columns in footprint.items() if k != "train"}
+        self.clock.advance(footprint.values())
 
     def train(
         self, server_round: int, params: Params, *, score: bool = False
@@ -249,6 +289,8 @@ class RoundLoop:
         """
         arrays = self._record(params)
         sent: Sequence[Message] = []
+        if self.pace is not None and isinstance(self.strategy, FedsimStrategy):
+            self.strategy.away = self.pace.in_flight.clients
         with self._participants(server_round, "train") as someone:
             if someone:
                 told = ConfigRecord(dict(self.protection.told()))
@@ -259,6 +301,8 @@ class RoundLoop:
         if self.charge is not None:
             self._epsilon = self.charge(server_round, self._asked(sent))
         replies = self._exchange(sent, params)
+        if self.pace is not None:
+            replies.gate = self.pace.gate(server_round, params, self.clock.seconds)
         if self.observer is not None:
             self.observer.begin(replies.clients)
             replies.observe = self.observer.see
@@ -317,7 +361,8 @@ class RoundLoop:
         if self.tamper is not None and expected is not None:
             received = self.tamper(received, expected)
         client_index = getattr(self.grid, "client_index", None)
-        replies = self.admission.admit(sent, received, like, extra, client_index)
+        compressor = None if expected is None else self.compressor
+        replies = self.admission.admit(sent, received, like, extra, client_index, compressor)
         if self.meter is not None:
             replies.weigh = content_bytes
             if expected is not None and isinstance(self.strategy, AsynchronousStrategy):

@@ -24,26 +24,38 @@ from fedsim import seeds, third_party
 from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Attackers, AttackPart
 from fedsim.catalog import APART
+from fedsim.client.half import ClientHalf
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
+from fedsim.compression import CompressionPart, Compressor
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.decomposition import Decomposition
-from fedsim.devices.base import DevicesPart
+from fedsim.devices.base import DevicesPart, Fleet
 from fedsim.engines import recipe
 from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.footprint import Meter
+from fedsim.memory import Able, able_clients, work_bytes
 from fedsim.models.bags import on_bags
 from fedsim.models.base import ModelPart
 from fedsim.models.check import check_model, check_trainable
 from fedsim.models.dropout import replace_dropout
 from fedsim.models.none import NoModel
 from fedsim.models.structure import layers_of, state_of
-from fedsim.participation.base import ParticipationPart, Population, Schedule, WithSamples
-from fedsim.participation.sampling import Sampling
+from fedsim.network import Network
+from fedsim.pace.base import Hurried, PacePart
+from fedsim.pace.check import check_pace
+from fedsim.pace.gate import Pace
+from fedsim.participation.base import (
+    ParticipationPart,
+    PartOf,
+    Population,
+    Schedule,
+    WithSamples,
+)
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.protection.base import NoPrivacy
@@ -53,6 +65,7 @@ from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TYPE, TopologyPart
+from fedsim.topology.traffic import ThroughServer, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +93,10 @@ class Smoke:
         return _FewClients(schedule, min(self.clients, num_clients))
 
 
-class _FewClients(Schedule):
+class _FewClients(PartOf):
     def __init__(self, schedule: Schedule, count: int) -> None:
-        self.schedule, self.count = schedule, count
+        super().__init__(schedule)
+        self.count = count
 
     def select(self, server_round: int) -> np.ndarray:
         chosen = self.schedule.select(server_round)[: self.count]
@@ -90,9 +104,6 @@ class _FewClients(Schedule):
 
     def rates(self) -> np.ndarray:
         return self.schedule.rates()
-
-    def sampling(self) -> Sampling:
-        return self.schedule.sampling()
 
 
 Plant = Callable[["Simulation", Protection], Protection]
@@ -183,7 +194,28 @@ class Simulation:
         with _about("participation"):
             bound = self._part("participation", ParticipationPart).bind(population)
         schedule: Schedule = bound if hidden else WithSamples(bound, self._train_sizes)
+        if self.able_N is not None:
+            schedule = Able(schedule, self.able_N)
         return self.smoke.schedule(schedule, population.num_clients) if self.smoke else schedule
+
+    @cached_property
+    def fleet(self) -> Fleet | None:
+        """The devices of the run's clients; None without a profile."""
+        with _about("devices"):
+            part = self._part("devices", DevicesPart)
+            return part.fleet(self.partition.num_clients, self.settings.seed)
+
+    @cached_property
+    def able_N(self) -> np.ndarray | None:
+        """Whose memory holds a client's local work; None if everybody's does, or nothing trains."""
+        if self.fleet is None or self.fleet.memory_N is None or self.asking is not None:
+            return None
+        clients = np.arange(self.partition.num_clients)
+        hidden = self.privacy_part.hides_sizes
+        samples_N = np.full(len(clients), 2**62) if hidden else self._train_sizes(clients)
+        need_N = work_bytes(self.model, self.dataset.train_x, self.work, samples_N)
+        with _about("devices"):
+            return able_clients(self.fleet.memory_N, need_N)
 
     def _no_histogram(self) -> np.ndarray:
         raise ConfigError(
@@ -251,6 +283,7 @@ class Simulation:
                 model=self.model,
                 server_data=self.dataset.server,
                 graph=lambda: self.graph,
+                latencies=lambda: None if self.meter is None else self.meter.latencies(),
             )
         return strategy
 
@@ -328,9 +361,45 @@ class Simulation:
     @cached_property
     def meter(self) -> Meter | None:
         """What measures what rounds take of clients; None without a device profile."""
-        part = self._part("devices", DevicesPart)
-        fleet = part.fleet(self.partition.num_clients, self.settings.seed)
-        return None if fleet is None else Meter(self.runtime, fleet)
+        if self.fleet is None:
+            return None
+        count, strategy = self.partition.num_clients, self.strategy
+        network = Network(self.topology, count, lambda: self.graph)
+
+        def traffic(exchange: str) -> Traffic:
+            if isinstance(strategy, FedsimStrategy):
+                return strategy.latest_traffic(exchange)
+            return ThroughServer()
+
+        return Meter(self.runtime, self.fleet, network, traffic)
+
+    @cached_property
+    def pace(self) -> Pace | None:
+        """When training exchanges close; None if all replies are waited for."""
+        part = self._part("pace", PacePart)
+        if not isinstance(part, Hurried):
+            return None
+        check_pace(
+            part,
+            strategy=self.strategy,
+            measured=self.meter is not None,
+            private=not isinstance(self.privacy_part, NoPrivacy),
+            deployed=self.engine.deployed,
+            topology=self.topology.kind,
+            decomposed=self.settings.evaluation.decomposition,
+            target=self._target,
+        )
+        return None if self.meter is None else Pace(part, self.meter)
+
+    @cached_property
+    def compressor(self) -> Compressor | None:
+        """What encodes what clients send; None if they send models."""
+        codec = self._part("compression", CompressionPart).codec
+        if codec is None:
+            return None
+        named = self.model.named_parameters()
+        frozen = frozenset(name for name, parameter in named if not parameter.requires_grad)
+        return Compressor(codec=codec, seed=self.settings.seed, frozen=frozen)
 
     @cached_property
     def runtime(self) -> ClientRuntime:
@@ -350,6 +419,7 @@ class Simulation:
             seed=self.settings.seed,
             recipe=recipe.write(self.config, smoke=self.smoke is not None),
             train_targets=self._targets,
+            compressor=self.compressor,
         )
 
     @property
@@ -391,12 +461,16 @@ class Simulation:
                 f"evaluation.clients={rules.clients}: clients have no samples to evaluate on; "
                 "set partition.holdout, e.g. partition.holdout=0.2"
             )
-        for part in ("runtime", "topology"):
+        for part in ("runtime", "topology", "pace"):
             getattr(self, part)
         if self.topology.kind != "star":  # a star of millions would be made for nothing
             self.graph  # noqa: B018
         if isinstance(self.strategy, AsynchronousStrategy):
             self._check_asynchronous()
+        if self.compressor is not None:
+            self._check_compression(self.runtime.half)
+        if self.schedule.timed:
+            self._check_timed()
         if self.asking is not None:
             check_scenario(
                 self.asking,
@@ -404,6 +478,31 @@ class Simulation:
                 settings=rules,
                 holdout=self.partition_part.holdout,
                 attacked=self.attackers.tamper is not None or self.attackers.targets is not None,
+            )
+
+    def _check_compression(self, half: ClientHalf) -> None:
+        what, strategy = f"compression={self._target('compression')}", self.strategy
+        whole = half.overrides("begin") or half.overrides("run")
+        if isinstance(strategy, FedsimStrategy):
+            other = type(strategy).expected_arrays is not FedsimStrategy.expected_arrays
+            whole = whole or other or not strategy.sends_model
+        if whole:
+            raise ConfigError(
+                f"{what}: encodes what training has changed of the model that all were sent, and "
+                f"clients of strategy {self._target('strategy')} start from, or send, something "
+                "else; set compression=none, or another strategy, e.g. strategy=fedavg"
+            )
+        if not self.privacy_part.releases_on_client:
+            raise ConfigError(
+                f"{what}: privacy={self._target('privacy')} accounts for the updates as clients "
+                "make them, and not for what encoding makes of these; set compression=none, or a "
+                "mechanism whose noise clients add themselves, e.g. privacy=local_dp or dp_sgd"
+            )
+        if self.attackers.tamper is not None:
+            raise ConfigError(
+                f"{what}: attack={self._target('attack')} forges models, and what clients send are "
+                "encoded updates; set compression=none, or an attack on data, e.g. "
+                "attack=label_flip"
             )
 
     def _check_asynchronous(self) -> None:
@@ -426,6 +525,26 @@ class Simulation:
                 "evaluation.decomposition=false"
             )
 
+    def _check_timed(self) -> None:
+        name = self._target("participation")
+        if self.meter is None:
+            raise ConfigError(
+                f"participation={name}: who is there depends on the simulated time, which passes "
+                "on the clients' devices, and the scenario has none; set devices=unequal (or equal)"
+            )
+        if self.asking is not None:
+            raise ConfigError(
+                f"participation={name}: who is there depends on the simulated time, which is not "
+                f"told where clients answer questions ({self._target('strategy')}); use "
+                "participation=uniform, bernoulli or full"
+            )
+        if not isinstance(self.privacy_part, NoPrivacy):
+            raise ConfigError(
+                f"participation={name}: who takes part depends on how long others are busy, hence "
+                f"on how much they hold, which privacy={self._target('privacy')} does not account "
+                "for; use participation=bernoulli, uniform or full, or privacy=none"
+            )
+
     @cached_property
     def loop(self) -> RoundLoop:
         """The round loop, ready to run."""
@@ -446,7 +565,9 @@ class Simulation:
             last_round=self.last_round,
             tamper=self.attackers.tamper,
             observer=self._observer() if rules.decomposition else None,
+            compressor=self.compressor,
             meter=self.meter,
+            pace=self.pace,
             protection=self.protection,
             frozen=self.runtime.frozen,
         )

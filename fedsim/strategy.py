@@ -30,6 +30,7 @@ from fedsim.participation.base import Schedule
 from fedsim.parts import check_fields
 from fedsim.records import Instructions, Params, PayloadOf, Replies, to_record, to_tensors
 from fedsim.topology.base import TopologyKind
+from fedsim.topology.traffic import ThroughServer, Traffic
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -62,6 +63,8 @@ class Federation:
             never read. None if nobody knows.
         server_data: What the server has of its own, labelled; None if there is none.
         graph: Makes the topology's graph (once); None if nobody knows.
+        latencies: Gives each client's simulated seconds of a round's work, float64 `[N]`; None, as
+            what it gives, if nobody knows.
     """
 
     num_clients: int
@@ -74,6 +77,7 @@ class Federation:
     model: nn.Module | None = None
     server_data: ServerData | None = None
     graph: Callable[[], nx.Graph] | None = None
+    latencies: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,9 @@ class FedsimStrategy(Strategy, abc.ABC):
     """Kinds of topology that it can run on. A central strategy needs a server; edge servers, where
     there are some, then pass on what they are sent."""
 
+    away: np.ndarray | None = None
+    """Whom the round loop does not let it ask to train: clients whose replies are still to come."""
+
     def __post_init__(self) -> None:
         check_fields(self)
 
@@ -137,12 +144,23 @@ class FedsimStrategy(Strategy, abc.ABC):
         """Return an example of what `client_half.upload` sends, for admission to compare with."""
         return {}
 
+    def traffic(self, context: Round, exchange: str) -> Traffic:
+        """Return what an exchange, "train" or "evaluate", moves in the network it is made for."""
+        return ThroughServer()
+
     @abc.abstractmethod
     def aggregate(self, context: Round, replies: Replies) -> Params:
         """Return the next global model; called for empty rounds too.
 
         `replies` holds admitted replies only, and may be drawn once.
         """
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return what the algorithm says of the round that has ended, by name.
+
+        Asked for in rounds that are evaluated; shown beside their metrics, and used by nothing.
+        """
+        return {}
 
     def state_dict(self) -> State:
         """Return all state that the next round depends on."""
@@ -171,6 +189,8 @@ class FedsimStrategy(Strategy, abc.ABC):
             asked = self.federation.schedule.select(server_round)
         else:
             asked = nodes.connected()
+        if self.away is not None:
+            asked = asked[~np.isin(asked, self.away)]
         asked = self.chosen(server_round, asked)
         self._zero_copy = bool(getattr(grid, "zero_copy", False))
         self._round = Round(
@@ -256,6 +276,10 @@ class FedsimStrategy(Strategy, abc.ABC):
         """What admission expects beside the model in this round's replies."""
         return self.upload_like(self._round)
 
+    def latest_traffic(self, exchange: str) -> Traffic:
+        """Return what an exchange of the latest round moves; see `traffic`."""
+        return self.traffic(self._round, exchange)
+
     # --- helpers -----------------------------------------------------------------------------
 
     @property
@@ -286,6 +310,24 @@ class FedsimStrategy(Strategy, abc.ABC):
                 "tells it; elsewhere, set strategy.federation = Federation(..., graph=...)"
             )
         return self.federation.graph()
+
+    @property
+    def latencies(self) -> np.ndarray:
+        """How long each client would be busy with a round's work, seconds `[N]`.
+
+        Raises:
+            ConfigError: Nobody has told.
+        """
+        told = None if self.federation is None else self.federation.latencies
+        seconds_N = None if told is None else told()
+        if seconds_N is None:
+            raise ConfigError(
+                f"{type(self).__name__} must know how long each client takes, as a fedsim "
+                "simulation tells it; set devices=unequal (or equal); if that is set, the run's "
+                "log says why operations cannot be counted; elsewhere, set strategy.federation = "
+                "Federation(..., latencies=...)"
+            )
+        return seconds_N
 
     def trained(self, params: Params) -> Params:
         """Return the part of a model that clients train, as far as the server knows.

@@ -57,6 +57,8 @@ class AggregateLabels(PrivacyPart):
             and ρ that `fedsim plan` prints is computed for. Neither is read from the data.
     """
 
+    releases_on_client = True
+
     epsilon: Annotated[float, Range(gt=0, le=64)] = 1.0
     delta: Annotated[float, Range(ge=0, lt=1)] = 0.0
     assumed_noise: Annotated[float, Range(ge=0)] = 0.5

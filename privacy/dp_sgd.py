@@ -95,6 +95,7 @@ class DPSGD(PrivacyPart):
     """
 
     hides_sizes = True
+    releases_on_client = True
 
     epsilon: Annotated[float, Range(gt=0)] | None = None
     delta: Annotated[float, Range(gt=0, lt=1)] = 1e-5

@@ -36,6 +36,8 @@ class LabelDP(PrivacyPart):
         epsilon: Of each label; δ is 0.
     """
 
+    releases_on_client = True
+
     epsilon: Annotated[float, Range(gt=0, le=16)] = 1.0
 
     def bind(self, setting: Setting) -> LabelDPProtection:

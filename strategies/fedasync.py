@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fedsim.asynchronous import Arrival, AsynchronousStrategy, WeightedSum, polynomial
+from fedsim.asynchronous import Arrival, ClientsInFlight, WeightedSum, polynomial
 from fedsim.client.half import ClientHalf
 from fedsim.client.proximal import Proximal
 from fedsim.parts import Range
@@ -33,7 +33,7 @@ from fedsim.records import Params
 
 
 @dataclass(kw_only=True)
-class FedAsync(AsynchronousStrategy):
+class FedAsync(ClientsInFlight):
     """Every reply moves the model, less the staler it is.
 
     Attributes:

@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
-
 from fedsim.parts import Range
 from fedsim.records import Params, Replies, UpdateSum
 from fedsim.strategy import FedsimStrategy, Round
@@ -39,8 +37,7 @@ class FedAvg(FedsimStrategy):
     def aggregate(self, context: Round, replies: Replies) -> Params:
         total = UpdateSum(context.params)
         for chunk in replies.chunks():
-            uniform = self.weighting == "uniform"
-            total.add(chunk.arrays, np.ones(len(chunk)) if uniform else chunk.num_examples)
+            total.add(chunk.arrays, chunk.weights(self.weighting))
         if not total.count:
             return context.params
         return total.step(self.server_lr / total.weight)

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from fedsim.asynchronous import Arrival, AsynchronousStrategy, WeightedSum, polynomial
+from fedsim.asynchronous import Arrival, ClientsInFlight, WeightedSum, polynomial
 from fedsim.parts import Range
 from fedsim.records import Params
 
 
 @dataclass(kw_only=True)
-class FedBuff(AsynchronousStrategy):
+class FedBuff(ClientsInFlight):
     """A buffer of replies moves the model, each less the staler it is.
 
     Attributes:

@@ -13,6 +13,7 @@ Shapes: N nodes, S of them in a round, `[N, ...]` one row for each; P numbers of
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,6 +29,7 @@ from fedsim.records import Params, PayloadOf
 from fedsim.strategy import FedsimStrategy, Round, State
 from fedsim.topology.base import TopologyKind
 from fedsim.topology.mixing import among, metropolis_hastings
+from fedsim.topology.traffic import AmongNeighbours, Traffic
 
 NODES = "nodes/"
 
@@ -69,10 +71,10 @@ class Gossiping(FedsimStrategy, abc.ABC):
 
     def consensus_distance(self) -> float:
         """Return the root of the mean squared distance of the nodes' models from their mean."""
-        if not self._models:
-            return 0.0
-        flat_NP = torch.cat([t.double().flatten(1) for t in self._models.values()], 1)
-        return float((flat_NP - flat_NP.mean(0)).square().sum(1).mean().sqrt())
+        return math.sqrt(sum(map(spread, self._models.values())))
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"consensus-distance": self.consensus_distance()}
 
     def client_payload(self, context: Round) -> PayloadOf:
         self.fit(context)
@@ -90,6 +92,14 @@ class Gossiping(FedsimStrategy, abc.ABC):
 
     def evaluation_payload(self, context: Round) -> PayloadOf:
         return self.client_payload(context)
+
+    def traffic(self, context: Round, exchange: str) -> Traffic:
+        copy = self.copy(context.params) if exchange == "train" else None  # nodes score themselves
+        return AmongNeighbours(copy=copy)
+
+    def copy(self, params: Params) -> Params:
+        """Return what a node sends each of its neighbours in a round, in names and shapes."""
+        return params
 
     def fit(self, context: Round) -> None:
         """Give all nodes the initial model, before the first round.
@@ -184,6 +194,24 @@ def mix_(rows_N: Tensor, weights_SS: sparse.csr_matrix, who: np.ndarray, x: Tens
             block_NB[who] = new_SB
     mean = torch.from_numpy(mean_P if real else mean_P.round())
     return mean.view(x.shape).to(x.dtype)
+
+
+def spread(rows_N: Tensor) -> float:
+    """Return the mean squared distance of some rows from their mean.
+
+    Of their distances from the first row, which are small beside the models; some columns at a
+    time, as in `mix_`. Rows that are equal are at 0.
+    """
+    rows_N = rows_N if rows_N.is_floating_point() else rows_N.double()
+    flat_NP: np.ndarray = rows_N.view(len(rows_N), -1).numpy()
+    share_N = np.full(len(rows_N), 1 / len(rows_N), flat_NP.dtype)
+    width, total = max(16, BLOCK_BYTES // (flat_NP.itemsize * len(rows_N))), 0.0
+    for start in range(0, flat_NP.shape[1], width):
+        block_NB = flat_NP[:, start : start + width]
+        away_NB = block_NB - block_NB[0]
+        away_NB -= share_N @ away_NB
+        total += float(np.vdot(away_NB, away_NB))
+    return total / len(rows_N)
 
 
 def put_(rows_N: Tensor, clients: np.ndarray, rows_K: Tensor) -> None:

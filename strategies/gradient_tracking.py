@@ -85,6 +85,10 @@ class GradientTracking(Gossiping):
     def sent(self) -> Params:
         return {**self._models, **{TRACKER + name: c for name, c in self._trackers.items()}}
 
+    def copy(self, params: Params) -> Params:
+        """See `Gossiping.copy`: x_i and z_i, which is twice a model."""
+        return {**params, **{TRACKER + name: x for name, x in self.trained(params).items()}}
+
     def aggregate(self, context: Round, replies: Replies) -> Params:
         self.fit(context)
         present_N = np.zeros(context.num_clients, bool)

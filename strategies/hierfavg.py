@@ -34,6 +34,7 @@ from fedsim.personal import average
 from fedsim.records import Params, PayloadOf, Replies, UpdateSum
 from fedsim.strategy import FedsimStrategy, Round, State
 from fedsim.topology.base import TopologyKind, edge_of
+from fedsim.topology.traffic import ThroughEdges, Traffic
 from strategies.gossiping import OwnModel, repeated
 
 EDGES, WEIGHT = "edges/", "edge-weight"
@@ -85,6 +86,10 @@ class HierFAVG(FedsimStrategy):
 
     def evaluation_payload(self, context: Round) -> PayloadOf:
         return self.client_payload(context)
+
+    def traffic(self, context: Round, exchange: str) -> Traffic:
+        turn = exchange == "train" and context.server_round % self.cloud_period == 0
+        return ThroughEdges(cloud=context.params if turn else None)
 
     def aggregate(self, context: Round, replies: Replies) -> Params:
         if self.cloud_period == 1:

@@ -177,6 +177,7 @@ def run(
         seed=0,
         last_round=rounds,
         frozen=runtime.frozen,
+        compressor=runtime.compressor,
     )
     results = list(loop.run(runtime.initial_params()))
     return results[-1][0], [report for _, report in results]

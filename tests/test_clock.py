@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedsim.checkpoint import encode
 from fedsim.clock import Clock
 from fedsim.config import compose
 from fedsim.devices.base import Fleet
 from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
+from tests.helpers import distance
 
 WORDS = ["device=cpu", "evaluation.central=false", "partition.num_clients=4", "partition=iid"]
 
@@ -56,30 +59,106 @@ def four(*words: str) -> Simulation:
     return simulation
 
 
-@pytest.mark.parametrize("engine", ["cohort", "in_process"])
-def test_four_clients_by_hand(engine: str) -> None:
-    """64 inputs, 10 outputs: training takes 2·2·640 operations a sample, scoring one 2·640."""
-    simulation = four(f"engine={engine}")
-    sizes = [len(simulation.partition.indices(k)) for k in range(4)]
-    trained = [len(simulation.runtime.samples(k)) for k in range(4)]
-    now = 0.0
-    for _, report in simulation.loop.run(simulation.runtime.initial_params()):
-        for exchange in ("train", "evaluate"):
-            told = report.footprint[exchange]
-            work = [
-                2 * 2 * 640 * n if exchange == "train" else 2 * 640 * (size - n)
-                for n, size in zip(trained, sizes, strict=True)
-            ]
-            assert told["flops"] == work
-            down, up = told["bytes-down"], told["bytes-up"]
-            now += max(
-                down[0] / 1024 + work[0] / 1048576 + up[0] / 256,
-                down[1] / 16384 + work[1] / 65536 + up[1] / 8192,
-                down[2] / 4096 + work[2] / 262144 + up[2] / 128,
-                down[3] / 2048 + work[3] / 16777216 + up[3] / 512,
-            )
-        assert report.simulated_seconds == now
-    assert report.server_round == 2 and now > 40  # 2640 bytes and more at 128 a second
+EVERYBODY, KEPT = [0, 1, 2, 3], ["pace.late=keep", "pace.discount=1"]
+PACES: dict[str, tuple[list[str], list[tuple[list[int], list[int], int, int | str]]]] = {
+    # Replies take 15.5, 11.1, 27.1 and 7.5 s, evaluations 3.4.
+    # Each round: who is asked, whose replies are used, how many are late, and who ends the exchange
+    # ("D": the deadline).
+    "patient": ([], [(EVERYBODY, EVERYBODY, 0, 2)] * 3),
+    "a late deadline": (["deadline", "pace.seconds=28"], [(EVERYBODY, EVERYBODY, 0, 2)] * 3),
+    "a deadline": (["deadline", "pace.seconds=12"], [(EVERYBODY, [1, 3], 2, "D")] * 3),
+    "three": (["over_selection", "pace.replies=3"], [(EVERYBODY, [0, 1, 3], 1, 0)] * 3),
+    "half": (["over_selection", "pace.over=1"], [(EVERYBODY, [1, 3], 2, 1)] * 3),
+    "three by then": (
+        ["over_selection", "pace.replies=3", "pace.seconds=12"],
+        [(EVERYBODY, [1, 3], 2, "D")] * 3,
+    ),
+    # 0 arrives at 15.5 s, in round 2 (14.5 to 25.6); 2 at 27.1, while that is evaluated.
+    "kept": (
+        ["over_selection", "pace.replies=2", *KEPT],
+        [(EVERYBODY, [1, 3], 2, 1), ([1, 3], [1, 3, 0], 0, 1), ([0, 1, 3], [1, 3, 2], 1, 1)],
+    ),
+    # Round 2 (15.4 to 26.5) does not wait for the deadline, as both who are asked are in.
+    "kept from a deadline": (
+        ["deadline", "pace.seconds=12", *KEPT],
+        [(EVERYBODY, [1, 3], 2, "D"), ([1, 3], [1, 3, 0], 0, 1), ([0, 1, 3], [1, 3, 2], 1, "D")],
+    ),
+}
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_four_clients_by_hand(pace: str) -> None:
+    """64 inputs, 10 outputs: training takes 2·2·640 operations a sample, scoring one 2·640. Exact,
+    on both engines. Evaluations are not hurried, and are of all four."""
+    words, rounds = PACES[pace]
+    words = [f"pace={word}" if i == 0 else word for i, word in enumerate(words)]
+    models = []
+    for engine in ("cohort", "in_process"):
+        simulation = four(f"engine={engine}", "rounds=3", *words)
+        trained = [len(simulation.runtime.samples(k)) for k in range(4)]
+        held = [len(simulation.partition.indices(k)) - n for k, n in enumerate(trained)]
+        told = list(simulation.loop.run(simulation.runtime.initial_params()))
+        now = 0.0
+        for (_, report), (asked, used, late, last) in zip(told, rounds, strict=True):
+            train = report.footprint["train"]
+            down, up = (dict(zip(asked, train[f"bytes-{w}"], strict=True)) for w in ("down", "up"))
+            seconds = {
+                k: down[k] / (1024, 16384, 4096, 2048)[k]
+                + 2 * 2 * 640 * trained[k] / (1048576, 65536, 262144, 16777216)[k]
+                + up[k] / (256, 8192, 128, 512)[k]
+                for k in asked
+            }
+            assert train["client-index"] == asked and train["seconds"] == [*seconds.values()]
+            assert train["flops"] == [2 * 2 * 640 * trained[k] for k in asked]
+            assert report.footprint["evaluate"]["flops"] == [2 * 640 * n for n in held]
+            now += 12.0 if isinstance(last, str) else seconds[last]
+            now += max(report.footprint["evaluate"]["seconds"])
+            assert report.simulated_seconds == now
+            assert report.admitted == used and report.late == late and not report.rejected
+            assert report.arrived_late == (len(used) == 3 and "kept" in pace)
+        models.append(told[-1][0])
+    assert distance(*models) < 1e-6
+
+
+PATIENT = {
+    "a deadline without end": ["pace=deadline", "pace.seconds=inf"],
+    "all that are asked": ["pace=over_selection", "pace.replies=5"],
+    "nobody beyond": ["pace=over_selection", "pace.over=0", "pace.seconds=1e9"],
+    "keeping, and nobody is late": ["pace=deadline", "pace.seconds=1e9", "pace.late=keep"],
+}
+
+
+def lines(*words: str) -> list[tuple[dict[str, object], bytes]]:
+    """Return a small run's reports and models, after each round."""
+    own = ["rounds=3", "partition.num_clients=9", "participation.clients_per_round=5",
+           "model.hidden=[8]", "devices=unequal", "device=cpu", "engine.chunk=2"]  # fmt: skip
+    simulation = Simulation(compose("quickstart", [*own, *words]))
+    told = []
+    for model, report in simulation.loop.run(simulation.runtime.initial_params()):
+        values = {k: v for k, v in asdict(report).items() if k != "seconds"}
+        told.append((values, encode(model)))
+    return told
+
+
+def test_with_nobody_late_a_run_is_the_patient_one_to_the_bit() -> None:
+    patient = lines()
+    for how, words in PATIENT.items():
+        assert lines(*words) == patient, how
+    assert lines("pace=over_selection", "pace.replies=4") != patient
+
+
+@pytest.mark.parametrize("word", ["compression=top_k", "strategy=flower_fedavg"])
+def test_who_is_used_depends_neither_on_engine_nor_on_chunks(word: str) -> None:
+    """Also where less than a model is sent, and for Flower's own strategies, which see messages."""
+    words = [word, "pace=over_selection", "pace.replies=3", "evaluation.every=9"]
+
+    def who(*more: str) -> list[object]:
+        told = [line for line, _ in lines(*words, *more)]
+        return [(sorted(r["admitted"]), r["late"], r["simulated_seconds"]) for r in told]  # type: ignore[call-overload]
+
+    cohort = who()
+    assert [late for _, late, _ in cohort] == [0, 2, 2, 2]  # type: ignore[misc]
+    assert who("engine.chunk=9") == who("engine.plan=sequential") == cohort
 
 
 def test_scores_within_training_replies_make_the_round_one_exchange() -> None:
@@ -88,13 +167,21 @@ def test_scores_within_training_replies_make_the_round_one_exchange() -> None:
     assert report.simulated_seconds == pytest.approx(2 * max(report.footprint["train"]["seconds"]))
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedbuff"])
-def test_a_resumed_run_has_the_same_clock_and_lines(strategy: str, tmp_path: Path) -> None:
-    """Checkpoints come every second round, and the run is cut after the third."""
-    words = [*WORDS, "rounds=5", f"strategy={strategy}", "participation=full", "devices=unequal"]
-    words += ["checkpoint.every=2", f"output.root={tmp_path}"]
-    if strategy == "fedbuff":
-        words += ["strategy.concurrency=3", "strategy.buffer=2"]
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ["fedbuff", "strategy.concurrency=3", "strategy.buffer=2"],
+        ["fedprox", "pace=over_selection", "pace.replies=1", *KEPT],
+    ],
+    ids=lambda strategy: strategy[0],
+)
+def test_a_resumed_run_has_the_same_clock_and_lines(strategy: list[str], tmp_path: Path) -> None:
+    """Checkpoints come every second round, and the run is cut after the third.
+
+    Of a synchronous strategy without a pace, tests/participation/test_timed.py shows it.
+    """
+    words = [*WORDS, "rounds=5", "participation=full", "devices=unequal", "checkpoint.every=2"]
+    words += [f"strategy={strategy[0]}", *strategy[1:], f"output.root={tmp_path}"]
     config = compose("quickstart", words)
     whole = Run(simulation=Simulation(config), folder=RunFolder.create(config))
     list(whole.start())
@@ -112,6 +199,9 @@ def test_a_resumed_run_has_the_same_clock_and_lines(strategy: str, tmp_path: Pat
     assert told(opened) == told(whole.folder)
     times = [line["simulated_seconds"] for line in told(opened)]
     assert all(a < b for a, b in pairwise(times))  # type: ignore[operator]
+    if "pace.late=keep" in words:  # replies were on their way at the checkpoint, and came later
+        assert [line["late"] for line in told(opened)][1:3] != [0, 0]
+        assert sum(line["arrived_late"] for line in told(opened)[3:]) > 0  # type: ignore[misc]
     models = [(f.path / "model.safetensors").read_bytes() for f in (opened, whole.folder)]
     assert models[0] == models[1]
 

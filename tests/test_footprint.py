@@ -13,8 +13,11 @@ from fedsim.devices.drawn import Drawn
 from fedsim.effort import _operations, local_effort
 from fedsim.engines.flwr_compat import encoded_bytes
 from fedsim.engines.in_process import InProcessGrid
+from fedsim.network import Network
 from fedsim.rounds import RoundReport
 from fedsim.simulation import Simulation
+from fedsim.topology.star import Star
+from fedsim.topology.traffic import ThroughServer
 
 WORDS = ["device=cpu", "rounds=1", "evaluation.central=false"]
 SEMIPFL = [*WORDS, "data.subjects=7", "data.users=3", "data.windows=60", "strategy.base_epochs=1",
@@ -40,7 +43,9 @@ def test_seconds_by_hand() -> None:
     )
     clients, down, flops, up = np.array([1, 2]), *np.array([[30, 100], [700, 100], [40, 6]])
     # 30/10 + 700/100 + 40/5 and 100/50 + 100/200 + 6/4
-    assert fleet.seconds(clients, down, flops, up).tolist() == [18.0, 4.0]
+    star = Network(Star(), 3, lambda: Star().graph(3))
+    way = star.passage(ThroughServer(), fleet, clients, down, up)
+    assert (way.before_K + flops / fleet.flops_N[clients] + way.after_K).tolist() == [18.0, 4.0]
 
 
 def test_devices_of_no_spread_are_alike_and_others_are_log_normal() -> None:

@@ -75,6 +75,19 @@ def test_evaluating_clients_get_the_model_and_send_numbers_back() -> None:
     assert everyone.messages == 2 * (50 * 10 + evaluations * 100)
 
 
+def test_what_moves_is_what_the_algorithm_would_move() -> None:
+    """Neighbours send to one another; edge servers pass on one model each when it is their turn."""
+    gossip = ["strategy=dsgd", "topology=torus", "participation=full", "rounds=5"]
+    assert of(*gossip).megabytes == pytest.approx(5 * 100 * 4 * BYTES / 1e6)
+    twice = of(*gossip, "strategy=gradient_tracking")
+    assert twice.megabytes == pytest.approx(5 * 100 * 4 * 2 * BYTES / 1e6)
+    tiers = ["topology=hierarchical", "topology.edge_servers=4", "rounds=5"]
+    central = of(*tiers)
+    assert central.megabytes == pytest.approx(2 * 5 * 10 * 2 * BYTES / 1e6)
+    tiered = of(*tiers, "strategy=hierfavg", "strategy.cloud_period=2")
+    assert tiered.megabytes == pytest.approx((5 * 10 * 2 + 2 * 4 * 2) * BYTES / 1e6)
+
+
 @pytest.mark.parametrize(("rounds", "every", "evaluations"), [(50, 10, 5), (51, 10, 6), (3, 9, 1)])
 def test_the_last_round_is_always_evaluated(rounds: int, every: int, evaluations: int) -> None:
     cost = of(f"rounds={rounds}", f"evaluation.every={every}", "partition.holdout=0.2",

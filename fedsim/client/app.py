@@ -18,9 +18,11 @@ from fedsim.records import (
     ARRAYS,
     CLIENT_ARRAYS,
     CONFIG,
+    MEMORY,
     Params,
     Scalar,
     reply_content,
+    to_record,
     to_tensors,
 )
 
@@ -34,7 +36,8 @@ FindRuntime = Callable[[Context], ClientRuntime]
 def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
     """Return the client app of a scenario.
 
-    The client knows its index from its node's `partition-id`, and the round from the message.
+    The client knows its index from its node's `partition-id`, and the round from the message. What
+    it remembers from one round to the next is in its context's state, under `MEMORY`.
 
     Args:
         find: Gives data, model and client half.
@@ -51,15 +54,25 @@ def make_client_app(find: FindRuntime, *, zero_copy: bool) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         runtime = find(context)
         config = message.content.config_records[CONFIG]
+        client, server_round = _addressed(message, context), int(config["server-round"])  # type: ignore[arg-type]
+        params = _params(runtime, message)
         result = train_client(
             runtime,
-            client=_addressed(message, context),
-            server_round=int(config["server-round"]),  # type: ignore[arg-type]
-            params=_params(runtime, message),
+            client=client,
+            server_round=server_round,
+            params=params,
             client_arrays=_client_arrays(runtime, message),
             told=cast(Mapping[str, Scalar], config),
         )
-        content = reply_content(result.params, result.metrics, result.upload, zero_copy=zero_copy)
+        arrays = result.params
+        if runtime.compressor is not None:
+            memory = to_tensors(context.state.array_records.get(MEMORY, {}))
+            arrays, memory = runtime.compressor.of_client(
+                arrays, params, client, server_round, memory
+            )
+            if memory:
+                context.state[MEMORY] = to_record(memory, zero_copy=zero_copy)
+        content = reply_content(arrays, result.metrics, result.upload, zero_copy=zero_copy)
         return Message(content, reply_to=message)
 
     @app.query(ANSWER)

@@ -17,6 +17,7 @@ from fedsim.client.differentiate import Grad
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import UNLABELLED, ClientContext, ClientHalf
 from fedsim.client.work import LocalSGD, as_table
+from fedsim.compression.update import Compressor
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.models.dropout import KeyedDropout
@@ -43,6 +44,7 @@ class ClientRuntime:
             it was put together by hand.
         train_targets: (client, its targets) -> those it trains on, where an attack or a privacy
             mechanism changes them.
+        compressor: What encodes the updates that clients send; None if they send models.
         trainable, frozen: Names of the model's parameters that clients train, and of the others.
     """
 
@@ -57,6 +59,7 @@ class ClientRuntime:
     protection: Protection = field(default_factory=Protection)
     recipe: str = ""
     train_targets: Callable[[int, Tensor], Tensor] | None = None
+    compressor: Compressor | None = None
     hides_sizes: bool = False
     trainable: tuple[str, ...] = field(init=False)
     frozen: frozenset[str] = field(init=False)

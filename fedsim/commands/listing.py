@@ -89,7 +89,7 @@ def _groups(words: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     everything = ["scenarios", *known]
     plural = {"strategies": "strategy", "models": "model", "engines": "engine"}
     plural |= {"partitions": "partition", "clients": "client", "topologies": "topology"}
-    plural |= {"attacks": "attack", "audits": "audit"}
+    plural |= {"attacks": "attack", "audits": "audit", "paces": "pace"}
     chosen = [plural.get(word, word) for word in words or everything]
     for word in chosen:
         if word not in everything:

@@ -33,7 +33,8 @@ def plan(
             f"messages     {cost.messages:,}, {cost.megabytes:,.1f} MB over all rounds\n"
             f"computing    {_count(cost.flops)}FLOPs (matrix products and convolutions)\n"
             f"engine       {cost.engine}\n"
-            f"memory       about {cost.chunk_bytes / 1e6:,.1f} MB for {cost.chunk:,} clients "
+            + (f"pace         {cost.pace}\n" if cost.pace else "")
+            + f"memory       about {cost.chunk_bytes / 1e6:,.1f} MB for {cost.chunk:,} clients "
             "at once\n"
             f"time         about {cost.total_seconds:,.1f} s on this device "
             f"({1000 * cost.round_seconds:,.1f} ms per training round, measured)\n"

@@ -38,15 +38,24 @@ _BASES: dict[str, tuple[str, ...]] = {
     "participation": ("fedsim.participation.base.ParticipationPart",),
     "model": ("fedsim.models.base.ModelPart", "torch.nn.Module"),
     "strategy": ("flwr.serverapp.strategy.Strategy",),
+    "compression": ("fedsim.compression.base.CompressionPart",),
     "devices": ("fedsim.devices.base.DevicesPart",),
+    "pace": ("fedsim.pace.base.PacePart",),
     "attack": ("fedsim.attack.base.AttackPart",),
 }
 """What a part of each group must be."""
 
 _IMPLIED: dict[str, dict[str, Any]] = {
     "devices": {"_target_": "fedsim.devices.none.Unprofiled"},
+    "pace": {"_target_": "fedsim.pace.patient.Patient"},
+    "compression": {"_target_": "fedsim.compression.none.Uncompressed"},
 }
 """Groups that came later: what a configuration without them means, whose hash stays what it was."""
+
+_IMPLIED_KEYS: dict[str, dict[str, Any]] = {
+    "devices": {"memory": None, "memory_spread": 0.0},
+}
+"""Keys of parts that came later, likewise."""
 
 _BREAKS = "\x85\u2028\u2029\ufeff"
 """What YAML takes for the end of a line, or of a file, and its writer does not escape."""
@@ -81,7 +90,7 @@ class Config:
     def hash(self) -> str:
         """SHA-256 of the values that decide a run's result: not `output`, not `checkpoint`."""
         kept = {
-            key: value
+            key: _without_implied(key, value)
             for key, value in self.values.items()
             if key not in ("output", "checkpoint") and value != _IMPLIED.get(key)
         }
@@ -250,6 +259,13 @@ def _check(values: Mapping[str, Any], plugins: Sequence[str]) -> dict[str, Any]:
         expanded = specs.expand(values[group], group, plugins)
         checked[group] = specs.check(expanded, group, plugins)
     return checked
+
+
+def _without_implied(group: str, part: Any) -> Any:
+    later = _IMPLIED_KEYS.get(group)
+    if later is None or not isinstance(part, dict):
+        return part
+    return {k: v for k, v in part.items() if k not in later or v != later[k]}
 
 
 def _not_a(group: str, target: str) -> KeyedError:

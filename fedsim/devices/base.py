@@ -2,8 +2,8 @@
 
     seconds of a client in an exchange = bytes down / down + operations / flops + bytes up / up
 
-Nothing overlaps: it receives, then computes, then sends. A round of synchronous training takes as
-long as the slowest of those who reply.
+Nothing overlaps: it receives, then computes, then sends. What the links of the topology add is in
+`fedsim.network`. A round of synchronous training takes as long as the slowest of those who reply.
 
 Shapes: N clients of the population, K of an exchange.
 """
@@ -25,22 +25,13 @@ class Fleet:
     Attributes:
         flops_N: Floating-point operations per second that training reaches.
         down_N, up_N: Bytes per second of the link from the server, and to it.
+        memory_N: Bytes that local work may take; None if all of it fits. See `fedsim.memory`.
     """
 
     flops_N: np.ndarray
     down_N: np.ndarray
     up_N: np.ndarray
-
-    def seconds(
-        self, clients: np.ndarray, down_K: np.ndarray, flops_K: np.ndarray, up_K: np.ndarray
-    ) -> np.ndarray:
-        """Return the seconds that some clients are busy in one exchange, float64 `[K]`."""
-        seconds_K: np.ndarray = (
-            down_K / self.down_N[clients]
-            + flops_K / self.flops_N[clients]
-            + up_K / self.up_N[clients]
-        )
-        return seconds_K
+    memory_N: np.ndarray | None = None
 
 
 class DevicesPart(Part, abc.ABC):

@@ -17,6 +17,7 @@ MODULES = {
     "fedsim/participation/base.py": "Participation",
     "fedsim/partition/base.py": "Partitions",
     "fedsim/admission.py": "Admission",
+    "fedsim/pace/base.py": "Pace: deadlines and over-selection",
     "fedsim/seeds.py": "Randomness",
     "fedsim/protection/base.py": "Privacy mechanisms",
     "fedsim/protection/ledger.py": "The ledger",

@@ -12,8 +12,11 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.client.runtime import ClientRuntime
+from fedsim.client_table import ClientTable
 from fedsim.engines.flwr_compat import FIRST_NODE_ID, Run, make_run
 from fedsim.parts import Part
+from fedsim.records import MEMORY, Chunk, Params, to_record, to_tensors
+from fedsim.strategy import State
 
 
 class EnginePart(Part, abc.ABC):
@@ -45,6 +48,9 @@ class IndexedGrid(Grid):
     zero_copy = False
     """Whether records may carry tensors instead of bytes."""
 
+    keeps_memory: ClassVar[bool] = False
+    """Whether what clients remember is here, and in checkpoints; else their processes hold it."""
+
     def __init__(self, num_clients: int, run: Run) -> None:
         self.num_clients = num_clients
         self._run = run
@@ -69,6 +75,13 @@ class IndexedGrid(Grid):
 
     def close(self) -> None:
         """Give back what the engine holds beside memory; nothing may be sent afterwards."""
+
+    def state_dict(self) -> State:
+        """Return what virtual clients remember, for a checkpoint; real ones keep it themselves."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -112,28 +125,72 @@ class LocalGrid(IndexedGrid):
     """A grid whose clients are virtual ones of this process."""
 
     zero_copy = True
+    keeps_memory = True
 
     def __init__(self, runtime: ClientRuntime) -> None:
         super().__init__(runtime.partition.num_clients, make_run())
         self.runtime = runtime
         self._states: dict[int, RecordDict] = {}
+        self._memory, self._remembering = ClientTable(), False
 
     def context(self, client: int) -> Context:
         """Return one client's Flower context, with a copy of the state that was kept last."""
+        state = isolate(self._states.get(client, RecordDict()))
+        memory = self.recall(np.array([client]))
+        if memory:
+            own = {name: rows[0] for name, rows in memory.items()}
+            state[MEMORY] = to_record(own, zero_copy=self.zero_copy)
         return Context(
             run_id=self._run.run_id,
             node_id=client + FIRST_NODE_ID,
             node_config={"partition-id": client, "num-partitions": self.num_clients},
-            state=isolate(self._states.get(client, RecordDict())),
+            state=state,
             run_config={},
         )
 
     def keep_state(self, client: int, context: Context) -> None:
-        """Keep what a client app left in its context's state, for its next message."""
+        """Keep what a client app left in its context's state, for its next message.
+
+        What it remembers is kept apart, where many clients' lies, and a checkpoint finds it.
+        """
+        memory = to_tensors(context.state.array_records.get(MEMORY, {}))
+        if memory:
+            del context.state[MEMORY]
+            self.remember(np.array([client]), {n: t.unsqueeze(0) for n, t in memory.items()})
         if context.state:
             self._states[client] = context.state
         else:
             self._states.pop(client, None)
+
+    def recall(self, clients: np.ndarray) -> Params:
+        """Return what some clients remember, name -> `[K, ...]`; empty if nobody ever did."""
+        return self._memory.rows(clients) if self._remembering else {}
+
+    def remember(self, clients: np.ndarray, memory: Params) -> None:
+        """Keep what some clients remember, name -> `[K, ...]`, until their next message."""
+        if memory and len(clients):
+            like = {name: rows[0] for name, rows in memory.items()}
+            self._memory.fit(like, self.num_clients)
+            self._memory.put(clients, memory)
+            self._remembering = True
+
+    def compressed(self, chunk: Chunk, start: Params, server_round: int) -> Chunk:
+        """Return what clients send of the models of a chunk, and have them remember the rest."""
+        compressor = self.runtime.compressor
+        if compressor is None:
+            return chunk
+        clients = chunk.client_index
+        sent, memory = compressor.compress(chunk, start, server_round, self.recall(clients))
+        self.remember(clients, memory)
+        return sent
+
+    def state_dict(self) -> State:
+        return self._memory.state_dict("") if self._remembering else {}
+
+    def load_state_dict(self, state: State) -> None:
+        if state:
+            self._memory.load_state_dict(state, "")
+        self._remembering = bool(state)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.client.app import make_client_app
 from fedsim.client.chain import saved_bytes
@@ -26,6 +26,7 @@ from fedsim.engines.flwr_compat import FIRST_NODE_ID, client_error
 from fedsim.engines.in_process import InProcessGrid, MessageReplies
 from fedsim.layers.model import NoRuleError, StackedModel
 from fedsim.layers.probe import probe_independence, probe_samples
+from fedsim.memory import output_bytes
 from fedsim.parts import Range
 from fedsim.records import (
     ARRAYS,
@@ -104,7 +105,7 @@ class CohortGrid(InProcessGrid):
         """Yield the replies to one group of instructions, chunk by chunk, of about equal size."""
         params = self.runtime.received(to_tensors(group.arrays))
         for part in even_parts(len(group), self.chunk):
-            yield self.answer(
+            chunk = self.answer(
                 group.message_type,
                 group.client_index[part],
                 group.server_round,
@@ -112,6 +113,8 @@ class CohortGrid(InProcessGrid):
                 group.client_arrays(part),
                 group.config,
             )
+            trained = group.message_type == "train"
+            yield self.compressed(chunk, params, group.server_round) if trained else chunk
 
     def answer(
         self,
@@ -353,19 +356,6 @@ def bytes_per_client(runtime: ClientRuntime) -> int:
     params, x = runtime.initial_params(), runtime.dataset.train_x
     if runtime.half.queried:  # no model: what is asked for has its size
         return max(1, sum(t.nbytes for t in params.values()))
-    outputs: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            outputs.append(output)
-
-    layers = [m for m in runtime.model.modules() if not list(m.children())]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        runtime.model.eval()
-        runtime.apply(params, x[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    each = output_bytes(runtime.model, lambda: runtime.apply(params, x[:1]))
     batch = max(1, min(runtime.work.batch_size, len(x) // runtime.partition.num_clients))
-    return max(1, sum(t.nbytes for t in params.values()) + batch * sum(t.nbytes for t in outputs))
+    return max(1, sum(t.nbytes for t in params.values()) + batch * each)

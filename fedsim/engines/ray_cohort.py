@@ -72,7 +72,8 @@ class RayCohort(EnginePart):
         actors: How many; null for as many as fit.
         num_cpus, num_gpus: What one actor asks for. With `num_gpus` 0, Ray hides all GPUs.
         chunk: How many clients an actor trains at once; null for what suits the cohort engine, and
-            at most an eighth of the round.
+            at most an eighth of the round. The last bits of a model depend on it: set to the same
+            number on both, the cohort engine ends with the same bits.
         plan: As in the cohort engine.
         address: An existing Ray cluster (`host:port` or `auto`); null starts Ray here.
         start_s: Seconds that the actors may take to be ready, data and model built.
@@ -121,6 +122,7 @@ class Ask:
     clients: np.ndarray
     client_arrays: Arrays
     told: Mapping[str, Scalar]
+    memory: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,7 @@ class Answer:
     arrays: Arrays = field(default_factory=dict)
     client_arrays: Arrays = field(default_factory=dict)
     metrics: Arrays = field(default_factory=dict)
+    memory: Arrays = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
 
@@ -159,11 +162,18 @@ class Worker:
         except Exception as error:  # somebody's failure is his own: see who it is
             log.warning("a chunk is run one by one: %s: %s", type(error).__name__, error)
             chunk = _one_by_one(runtime, ask, params, own)
+        memory: Params = {}
+        if runtime.compressor is not None and ask.message_type == "train":
+            row_of = {client: row for row, client in enumerate(ask.clients.tolist())}
+            rows = [row_of[client] for client in chunk.client_index.tolist()]
+            memory = {name: tensor[rows] for name, tensor in _tensors(ask.memory).items()}
+            chunk, memory = runtime.compressor.compress(chunk, params, ask.server_round, memory)
         return Answer(
             client_index=chunk.client_index,
             arrays=_arrays(chunk.arrays),
             client_arrays=_arrays(chunk.client_arrays),
             metrics=chunk.metrics,
+            memory=_arrays(memory),
             errors=chunk.errors,
         )
 
@@ -345,6 +355,7 @@ class RayCohortGrid(InProcessGrid):
                 clients=clients,
                 client_arrays=_arrays(own(clients) if callable(own) else own),
                 told=group.config,
+                memory=_arrays(self.recall(clients)) if group.message_type == "train" else {},
             )
             waiting.append((ask.clients, self.team.submit(ask, model)))
         while waiting:
@@ -357,13 +368,15 @@ class RayCohortGrid(InProcessGrid):
             late = f"no answer within {self._timeout:g} s (admission.timeout_s)"
             errors = {client: late for client in clients.tolist()}
             return Chunk(client_index=np.arange(0), arrays={}, errors=errors)
+        answered = got.client_index.copy()  # what Ray hands out cannot be written to
+        self.remember(answered, _tensors(got.memory))
         device = self.runtime.dataset.train_x.device
         arrays, extra = (
             {name: tensor.to(device) for name, tensor in _tensors(columns).items()}
             for columns in (got.arrays, got.client_arrays)
         )
         return Chunk(
-            client_index=got.client_index.copy(),  # what Ray hands out cannot be written to
+            client_index=answered,
             arrays=arrays,
             client_arrays=extra,
             metrics={name: column.copy() for name, column in got.metrics.items()},

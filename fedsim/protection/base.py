@@ -196,6 +196,10 @@ class PrivacyPart(Part, abc.ABC):
     reads_labels: ClassVar[bool] = False
     """Whether who takes part may depend on the labels that clients hold; no claim covers that."""
 
+    releases_on_client: ClassVar[bool] = False
+    """Whether the model that a client sends may be seen by anybody, as far as it protects: what is
+    made of it on the client, an encoding with less in it, costs nothing more."""
+
     protects_answers: ClassVar[bool] = False
     """Whether it protects what clients answer to a strategy that asks (`fedsim.query`)."""
 
@@ -213,6 +217,7 @@ class NoPrivacy(PrivacyPart):
     """Nothing is protected."""
 
     reads_labels = True
+    releases_on_client = True
     protects_answers = True
 
     def bind(self, setting: Setting) -> Protection:

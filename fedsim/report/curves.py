@@ -105,6 +105,19 @@ def cost_curves(rounds: Rounds, head: Headline, by: By) -> str | None:
     return figures.svg(by, _SIZE, draw, fixed=True)
 
 
+def diagnostic_curve(order: int, name: str, series: Series) -> str:
+    """Draw one diagnostic as SVG: the `order`-th of the page, of fewer than 26."""
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure)
+        _draw(axes, name, series.finite(), CENTRAL, figures.label(name.replace("-", " ")))
+        axes.set_title(figures.label(name.replace("-", " ")).strip().capitalize())
+        figures.round_axis(axes)
+        _finish(axes, name)
+
+    return figures.svg(f"diagnostic{chr(ord('A') + order)}", _SIZE, draw, fixed=True)
+
+
 def _axes(figure: Figure) -> Axes:
     """Return axes that lie alike in both pictures, which stand side by side."""
     figure.subplots_adjust(left=0.13, right=0.985, top=0.92, bottom=0.29)

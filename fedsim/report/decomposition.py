@@ -9,7 +9,7 @@ from fedsim.report.figures import BLACK, BLUE, FULL, GREEN, VERMILLION, Mark
 from fedsim.report.round_columns import Rounds, Series
 
 # The names are those of `fedsim.decomposition`; a report reads files and imports no model code.
-_TERMS = {
+TERMS = {
     "loss": ("loss of the round's model", Mark(BLACK, "-", "o")),
     "loss-local": ("local", Mark(GREEN, "-.", "^")),
     "loss-shift": ("distribution shift", Mark(VERMILLION, "--", "s")),
@@ -21,9 +21,9 @@ def decomposition_terms(rounds: Rounds) -> dict[str, Series] | None:
     """Return the sum and its terms by their names in words; None if one was never finite."""
     measured = rounds.metrics["diagnostics"]
     terms = {
-        words: measured[name].finite() for name, (words, _) in _TERMS.items() if name in measured
+        words: measured[name].finite() for name, (words, _) in TERMS.items() if name in measured
     }
-    complete = len(terms) == len(_TERMS) and all(len(series.round_M) for series in terms.values())
+    complete = len(terms) == len(TERMS) and all(len(series.round_M) for series in terms.values())
     return terms if complete else None
 
 
@@ -33,7 +33,7 @@ def decomposition_curves(terms: dict[str, Series]) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.axhline(0, color=figures.GREY, linewidth=1)
-        for (words, series), (_, mark) in zip(terms.items(), _TERMS.values(), strict=True):
+        for (words, series), (_, mark) in zip(terms.items(), TERMS.values(), strict=True):
             axes.plot(
                 series.round_M,
                 series.value_M,

@@ -23,7 +23,7 @@ MOST_CLIENTS, MOST_ROUNDS = 200, 400
 _REASONS = ((VERMILLION, "///"), (ORANGE, "|||"), (PURPLE, "xxx"), (YELLOW, "---"), (SKY, "+++"))
 """Colour and hatch of a rejection, the most frequent first; dotted hatches make large files."""
 
-OTHER, SILENT = "other reasons", "no reply"
+OTHER, SILENT = "other reasons", "no reply in time"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import base64
 import numpy as np
 
 from fedsim.report import page
-from fedsim.report.curves import cost_curves, loss_curves, metric_curves
-from fedsim.report.decomposition import decomposition_curves, decomposition_terms
+from fedsim.report.curves import cost_curves, diagnostic_curve, loss_curves, metric_curves
+from fedsim.report.decomposition import TERMS, decomposition_curves, decomposition_terms
 from fedsim.report.fairness import fairness, fairness_histogram
 from fedsim.report.holdings import holdings_image
 from fedsim.report.measures import (
@@ -37,6 +37,7 @@ _GROUP_WORDS = {
     "train": "training",
     "diagnostics": "diagnostic",
 }
+MOST_DIAGNOSTICS = 8
 MOST_ROWS = 300
 """Clients that are listed one by one."""
 
@@ -187,6 +188,28 @@ def decomposition(data: RunData) -> Html:
     )
     first = page.element("h3", f"Round {int(next(iter(terms.values())).round_M[-1]):,}")
     return page.section("Where the loss comes from", drawn, first, page.facts(last))
+
+
+def diagnostics(data: RunData) -> Html:
+    """Return the curves of what the strategy says of its rounds, if anything."""
+    measured = data.rounds.metrics["diagnostics"]
+    shown = {
+        name: series
+        for name, series in measured.items()
+        if name not in TERMS and is_shown(name) and len(series.finite().round_M)
+    }
+    if not shown:
+        return Html("")
+    drawn = [
+        page.figure(
+            diagnostic_curve(order, name, series),
+            f"Last: {show(name, float(series.finite().value_M[-1]))}.",
+            f"Curve of {name.replace('-', ' ')} by round",
+        )
+        for order, (name, series) in enumerate(list(shown.items())[:MOST_DIAGNOSTICS])
+    ]
+    lead = page.element("p", "Measured by the strategy after the rounds that were evaluated.")
+    return page.section("Diagnostics", lead, page.element("div", *drawn, css="pair"))
 
 
 def privacy(data: RunData) -> Html:

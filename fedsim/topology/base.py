@@ -1,7 +1,8 @@
 """What every topology part gives: the links that one exchange's messages cross.
 
 Edges carry `bandwidth` (bytes/s; infinite where nothing is said), `latency` (s) and `loss` (the
-share of messages lost); nodes carry `role`: `client`, `edge` or `server`.
+share of messages lost); nodes carry `role`: `client`, `edge` or `server`. How long messages take
+over them, where the scenario has devices, is in `fedsim.network`.
 """
 
 from __future__ import annotations

@@ -147,6 +147,21 @@ class Oracle(abc.ABC):
             )
 
 
+def column_counts(bits_NB: np.ndarray) -> np.ndarray:
+    """Return how many of each column's bits are set, int64 `[B]`; 255 add up to a byte.
+
+    Example:
+        >>> column_counts(np.array([[True, False], [True, True]])).tolist()
+        [2, 1]
+    """
+    groups, columns = len(bits_NB) // 255, bits_NB.shape[1]
+    whole = bits_NB[: 255 * groups].view(np.uint8).reshape(255, groups * columns)
+    sums = whole.sum(axis=0, dtype=np.uint8).reshape(groups, columns)
+    counts: np.ndarray = sums.sum(axis=0, dtype=np.int64)
+    counts += bits_NB[255 * groups :].sum(axis=0, dtype=np.int64)
+    return counts
+
+
 def worst_ratio(pmf: np.ndarray) -> float:
     """Return max over reports and pairs of values of P[y | v] / P[y | v']; 0/0 counts as 1.
 

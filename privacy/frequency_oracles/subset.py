@@ -8,9 +8,11 @@ Claim. A set with the value has probability p / C(K−1, ω−1), one without (1
 ratio is p(K−ω)/((1−p)ω) = e^ε. ∎
 ω is that of least variance, about K/(e^ε + 1). ω = 1 is k-ary randomised response.
 
-ω others are drawn by Floyd's algorithm (Bentley & Floyd, CACM 30(9), 1987): for j = K−1−ω..K−2, one
-of 0..j, or j itself where that one is in the set. With probability p, the value takes the place of
-one of them, a uniform draw: what is left is a uniform set of ω − 1.
+A report is a map of K bits. It is drawn in two steps that treat all other symbols alike: each is
+taken with one chance, by itself, and all anew if they are too many; then one symbol after another
+is drawn uniformly and taken (what is in the set stays there), until there are as many as shall be.
+Hence sets of one number of other symbols are equally likely at every point, and in the end. The
+value is kept in the set meanwhile; its own bit, of chance p, is put right last.
 
 The sum of many reports: symbol by symbol, of the users of one value who have r symbols to choose
 from j that are still to come, Bin(·, r/j) choose the next: sampling without replacement.
@@ -23,16 +25,18 @@ import math
 
 import numpy as np
 
-from privacy.frequency_oracles.base import OUT, Oracle, bits_of
+from privacy.frequency_oracles.base import OUT, Oracle, bits_of, column_counts
 from privacy.frequency_oracles.coins import Coins, flips
 
-_BLOCK = 2**21
+_WORD = 64
+_DRAWN = _SUMMED = 2**22
+"""Bits that are drawn, and summed, at a time."""
 _SLOWER = 8
 """A binomial takes so many times as long as one of a report's symbols."""
 
 
 class Subset(Oracle):
-    """A report is a set of symbols, int64 `[ω]`."""
+    """A report is a map of D + 1 bits, ⊥ last, of which ω are set; words of 64, uint64 `[W]`."""
 
     name = "subset"
 
@@ -48,32 +52,69 @@ class Subset(Oracle):
 
         self.omega = min(sorted(tried), key=cost)
         self.p, self.q = _chances(epsilon, symbols, self.omega)
+        eighths = 8 * self.omega // symbols
+        self._digits = [c == "1" for c in f"{eighths:03b}".rstrip("0")][::-1]
         self.left = self.p * (symbols / self.omega - 1) * math.exp(-epsilon)  # 1 − p
 
     def reports(self, values: np.ndarray, coins: Coins) -> np.ndarray:
+        count, symbols = len(values), self.size + 1
         places = self.places(values)
-        places[places == OUT] = self.size
-        sets = np.empty((self.omega, len(values)), np.int64)
-        for start in range(0, len(values), step := max(1, _BLOCK // self.size)):
-            own, some = places[start : start + step], sets[:, start : start + step]
-            inside = np.zeros(len(own) * self.size, bool)
-            row = np.arange(len(own)) * self.size
-            for at, last in enumerate(range(self.size - self.omega, self.size)):
-                drawn = coins.below(len(own), last + 1)
-                some[at] = np.where(inside[row + drawn], last, drawn)
-                inside[row + some[at]] = True
-            some += some >= own  # numbers of the others, of which the value is none
-            place = coins.below(len(own), self.omega), np.arange(len(own))
-            some[place] = np.where(flips(coins, len(own), self.left), some[place], own)
-        return sets.T
+        own = np.where(places == OUT, self.size, places)
+        taken = ~flips(coins, count, self.left)
+        wanted = self.omega + 1 - taken
+        words = self._few(count, coins)
+        flat, first = words.reshape(-1), np.arange(count) * words.shape[1]
+        own_at, own_bit = first + (own >> 6), _bit(own)
+        flat[own_at] |= own_bit
+        rows = np.flatnonzero(_ones(words) > wanted)
+        while len(rows):
+            words[rows] &= _most((len(rows), words.shape[1]), coins)
+            flat[own_at[rows]] |= own_bit[rows]
+            rows = rows[_ones(words[rows]) > wanted[rows]]
+        missing = wanted - _ones(words)
+        rows = np.flatnonzero(missing > 0)
+        first, missing = first[rows], missing[rows]
+        while len(first):
+            drawn = coins.below(len(first), symbols)
+            at, bit = first + (drawn >> 6), _bit(drawn)
+            old = flat.take(at)
+            flat[at] = old | bit
+            missing -= (old & bit) == 0
+            rows = np.flatnonzero(missing > 0)
+            first, missing = first.take(rows), missing.take(rows)
+        flat[own_at] ^= own_bit * ~taken
+        return words
+
+    def _few(self, count: int, coins: Coins) -> np.ndarray:
+        """Return maps whose bits are set each with the most eighths that are no more than ω/K.
+
+        A bit is set where a random number is less; the two are compared from their last binary
+        digits on.
+        """
+        symbols, width = self.size + 1, -(-(self.size + 1) // _WORD)
+        shape = len(self._digits), count, width
+        words = np.zeros((count, width), np.uint64)
+        for one, drawn in zip(
+            self._digits, coins.words(math.prod(shape)).reshape(shape), strict=True
+        ):
+            (np.bitwise_or if one else np.bitwise_and)(words, drawn, out=words)
+        words[:, -1] &= np.uint64(2 ** (symbols - _WORD * (width - 1)) - 1)
+        return words
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
-        return np.bincount(reports.reshape(-1), minlength=self.size + 1)[: self.size]
+        counts = np.zeros(reports.shape[1] * _WORD, np.int64)
+        for start in range(0, len(reports), step := max(1, _SUMMED // len(counts))):
+            octets = reports[start : start + step].view(np.uint8)
+            counts += column_counts(np.unpackbits(octets, axis=1, bitorder="little"))
+        return counts[: self.size]
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         held, symbols = self.histogram(values), self.size + 1
         if len(values) < _SLOWER * symbols**2:
-            return super().total(values, coins)
+            drawn = np.zeros(self.size, np.int64)
+            for start in range(0, len(values), step := max(1, _DRAWN // symbols)):
+                drawn += super().total(values[start : start + step], coins)
+            return drawn
         taken = held - coins.binomial(held, self.left)
         # left[v, r]: users of value v who have r symbols to choose still, of those to come.
         left = np.zeros((symbols, self.omega + 1), np.int64)
@@ -111,6 +152,26 @@ class Subset(Oracle):
 
     def outcomes(self) -> np.ndarray:
         return self._sets()[:, : self.size]
+
+
+def _most(shape: tuple[int, ...], coins: Coins) -> np.ndarray:
+    """Return words whose bits are set with probability 7/8 each."""
+    a, b, c = coins.words(3 * math.prod(shape)).reshape(3, *shape)
+    words: np.ndarray = a | b | c
+    return words
+
+
+def _bit(symbols: np.ndarray) -> np.ndarray:
+    """Return the bits of symbols in their words, uint64."""
+    bits: np.ndarray = np.uint64(1) << (symbols & 63).astype(np.uint64)
+    return bits
+
+
+def _ones(words_NW: np.ndarray) -> np.ndarray:
+    """Return how many bits of each row are set, int64 `[N]`."""
+    ones_WN = np.bitwise_count(words_NW).T
+    ones: np.ndarray = sum(ones_WN[1:], ones_WN[0].astype(np.int64))  # faster than along rows
+    return ones
 
 
 def _chances(epsilon: float, symbols: int, w: int) -> tuple[float, float]:

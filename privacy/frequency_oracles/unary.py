@@ -20,11 +20,8 @@ import math
 
 import numpy as np
 
-from privacy.frequency_oracles.base import OUT, Oracle
+from privacy.frequency_oracles.base import OUT, Oracle, column_counts
 from privacy.frequency_oracles.coins import Coins, flips
-
-_BLOCK = 255
-"""So many bits add up to a byte."""
 
 
 class Unary(Oracle):
@@ -45,11 +42,7 @@ class Unary(Oracle):
         return bits
 
     def supports(self, reports: np.ndarray) -> np.ndarray:
-        whole = len(reports) // _BLOCK * _BLOCK
-        blocks = reports[:whole].view(np.uint8).reshape(-1, _BLOCK, self.size)
-        counts: np.ndarray = blocks.sum(axis=1, dtype=np.uint8).sum(axis=0, dtype=np.int64)
-        counts += reports[whole:].sum(axis=0, dtype=np.int64)
-        return counts
+        return column_counts(reports)
 
     def total(self, values: np.ndarray, coins: Coins) -> np.ndarray:
         held = self.histogram(values)[: self.size]

@@ -4,7 +4,8 @@ Every node trains an MLP of its own on a few made-up samples, and averages it wi
 a random regular graph of degree 4 (D-SGD), in one thread. Each contestant is a process of its own;
 both are started anew in turn, so that whatever else the machine does meets them alike. A figure is
 the median over the starts of the median round; the first round, which pays for imports and first
-allocations, is left out. Beside whole rounds: the averaging alone, on the cohort engine.
+allocations, is left out. Beside whole rounds: the averaging alone, on the cohort engine. Nothing is
+evaluated, so that the distance of the nodes' models, which evaluated rounds report, is left out.
 
     python tests/bench/bench_gossip.py [starts]
 
@@ -53,7 +54,7 @@ def contestant(engine: str, size: str) -> None:
         *("strategy=dsgd", "topology=random_regular", f"partition.num_clients={NODES}"),
         *("data=table", f"data.file={file}", "data.x=[x]", "data.scale=none"),
         *("participation=full", "partition=iid", "device=cpu", "rounds=100", f"engine={engine}"),
-        *("evaluation.central=false", "evaluation.clients=none"),
+        *("evaluation.central=false", "evaluation.clients=none", "evaluation.every=100"),
     ]
     simulation = Simulation(compose("base", words))
     mixing: list[float] = []

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 
 USERS, DOMAIN, EPSILON = 20_000, 64, 1.0
+ROUNDS = 7
+"""In each of them all take their turn; medians of these."""
 REPEATS, FEW = 10, 4_000
 """Of the comparison of laws."""
 
@@ -187,20 +189,24 @@ def oracles() -> list[dict[str, object]]:
         made = {"ours": ours(name), **{package: make(name) for package, make in others.items()}}
         if name not in ("olh", "hadamard"):  # where it is the same
             made["ours, summed"] = ours(name, summed=True)
-        base = 0.0
-        for who, estimate in made.items():
+        for estimate in made.values():
             estimate(values[:100])  # numba compiles
-            started, times = time.process_time(), 20 if who.startswith("ours") else 1
-            for _ in range(times):
-                estimate(values)
-            seconds = (time.process_time() - started) / times
-            base = base or seconds
+        seconds: dict[str, list[float]] = {who: [] for who in made}
+        for _ in range(ROUNDS):
+            for who, estimate in made.items():
+                started, times = time.process_time(), 20 if who.startswith("ours") else 1
+                for _ in range(times):
+                    estimate(values)
+                seconds[who].append((time.process_time() - started) / times)
+        for who, estimate in made.items():
+            ratios = np.divide(seconds[who], seconds["ours"])
             rows.append(
                 {
                     "oracle": name,
                     "who": who,
-                    "cpu_ms": round(1000 * seconds, 2),
-                    "times_ours": round(seconds / base, 1),
+                    "cpu_ms": round(1000 * float(np.median(seconds[who])), 2),
+                    "times_ours": round(float(np.median(ratios)), 1),
+                    "from_to": [round(float(r), 1) for r in (ratios.min(), ratios.max())],
                     "error_over_formula": round(law(estimate, name), 3),
                 }
             )

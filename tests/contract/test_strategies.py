@@ -54,6 +54,13 @@ def mask(*clients):
     return row
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_who_runs_without_a_server_says_what_moves_instead(name):
+    kind = type(make(name))
+    if "peer" in kind.topologies:
+        assert kind.traffic is not FedsimStrategy.traffic
+
+
 def test_there_is_something_to_test():
     assert {"fedavg", "fedau", "average_all", "known_probability"} <= set(OURS)
     assert {"krum", "bulyan", "geometric_median"} <= set(OURS)

@@ -66,11 +66,21 @@ def simulated(config: Config, root: Path) -> Path:
     return folder.path
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedau", "fedadam"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["strategy=fedavg"],
+        ["strategy=fedau"],
+        ["strategy=fedadam"],
+        ["strategy=fedavg", "compression=top_k"],
+        ["strategy=fedadam", "compression=qsgd"],
+    ],
+    ids="-".join,
+)
 def test_a_deployed_run_ends_with_the_model_of_a_simulated_one(
-    clock: Clock, tmp_path: Path, strategy: str, capsys: pytest.CaptureFixture[str]
+    clock: Clock, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = deployed(tmp_path, f"strategy={strategy}", "participation.clients_per_round=3")
+    config = deployed(tmp_path, *words, "participation.clients_per_round=3")
     run_config = asked(config)
     path = server_app.serve(federation(clock, run_config), run_config)
     assert path.parent == tmp_path / "quickstart"

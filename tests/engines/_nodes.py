@@ -51,6 +51,7 @@ class Nodes(Grid):
         self.pushes = 0
         self.run_config: dict[str, Any] = {}
         self.own: dict[int, dict[str, Any]] = {}  # partition-id -> what the node sets for itself
+        self.states: dict[int, RecordDict] = {}  # node id -> what it keeps, as bytes can
         self._answers: dict[str, tuple[float, Message]] = {}
 
     def join(self, partition: int, *, ready_s: float = 0.0) -> int:
@@ -102,12 +103,13 @@ class Nodes(Grid):
             run_id=77,
             node_id=node,
             node_config=config,
-            state=RecordDict(),
+            state=through_wire(self.states.get(node, RecordDict())),
             run_config=self.run_config,
         )
         try:
             reply = self.app(inbox, context)
             reply.content = through_wire(reply.content)
+            self.states[node] = context.state
         except Exception as error:
             reply = Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=inbox)
         return self.misbehave.get(node, lambda _, reply: reply)(inbox, reply)

@@ -131,6 +131,37 @@ def test_flowers_engine_ends_with_the_same_bits(address: str) -> None:
             assert all(len(report.per_client["client-index"]) > 1 for report in others[1:])
 
 
+PEERS = ["topology=ring", "topology.latency_s=0.1"]
+IMAGINED = {
+    "dsgd": ["strategy=dsgd", *PEERS],
+    "gradient_tracking": ["strategy=gradient_tracking", *PEERS],
+    "hierfavg": ["strategy=hierfavg", "topology=hierarchical", "topology.bandwidth=1e5"],
+    "fedbuff": ["strategy=fedbuff", "strategy.concurrency=6", "strategy.buffer=4"],
+    "fedasync": ["strategy=fedasync", "strategy.concurrency=6"],
+}
+
+
+@with_ray
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", IMAGINED)
+def test_topologies_and_asynchrony_are_the_same_on_both_engines(name: str, address: str) -> None:
+    """Weights to the bit, and what the clock and the links have counted."""
+    words = ["devices=unequal", *IMAGINED[name]]
+    there = [f"engine.address={address}", "engine.num_cpus=1"]
+    chunks = "engine.chunk=3"  # float sums of a chunk depend on how many clients it holds
+    for engine, beside, own in (
+        ("ray", ["in_process"], []),
+        ("ray_cohort", ["cohort", chunks], [chunks, "engine.actors=2"]),
+    ):
+        got, others = run(engine, *words, *there, *own)
+        expected, reports = run(*beside, *words)
+        assert sha(got) == sha(expected), engine
+        same_but_for_time(reports, others)
+        assert [r.footprint for r in others] == [r.footprint for r in reports]
+        assert [r.simulated_seconds for r in others] == [r.simulated_seconds for r in reports]
+        assert others[-1].simulated_seconds > 0  # type: ignore[operator]
+
+
 LOCAL = [
     *("rounds=3", "model.hidden=[4]", "partition.num_clients=5", "participation=full"),
     *("strategy.restart=2", "privacy=diff2", "privacy.trust=local"),
@@ -221,6 +252,19 @@ def test_an_actor_that_fits_nowhere_is_refused(
     with pytest.raises(ConfigError, match=message):
         run(engine, *words, f"engine.address={address}")
     assert not ray_start.need("ray").is_initialized()
+
+
+@with_ray
+@pytest.mark.parametrize(
+    ("engine", "more"), [("ray", "engine.num_cpus=2"), ("ray_cohort", "engine.actors=2")]
+)
+def test_what_clients_remember_reaches_whoever_trains_them(
+    engine: str, more: str, address: str
+) -> None:
+    words = ["compression=top_k", "precision=float64", "participation.clients_per_round=15"]
+    expected, _ = run("in_process", *words)
+    got, _ = run(engine, *words, f"engine.address={address}", more)
+    assert distance(got, expected) < 1e-9
 
 
 # --- engine=ray_cohort ---------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_reasons_are_named_and_many_of_them_summed_up(count):
     assert ("other reasons" in picture) == (count > 5)
     assert ">reason a<" in picture
     assert (">reason e<" in picture) == (count == 5)
-    assert ">no reply<" in picture and ">Of these, rejected<" in picture
+    assert ">no reply in time<" in picture and ">Of these, rejected<" in picture
 
 
 def test_a_rejected_reply_is_not_a_missing_one():

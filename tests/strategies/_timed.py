@@ -1,5 +1,7 @@
 """Asynchronous strategies on clients of given speeds, who start in the order of their index."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from tests.strategies._toy import Masks, ToyGrid, ToyMeter, loop, model, quadratic
@@ -38,6 +40,7 @@ def trace(strategy, offered, answer=None):
 
     grid = ToyGrid(len(CENTRE), answer or stepped)
     run = loop(strategy, grid, Masks(masks))
+    strategy.federation = replace(strategy.federation, latencies=lambda: BUSY_S)
     run.meter = Timed()
     models, reports = zip(*run.run(model(0.0)), strict=True)
     x = [float(params["x"]) for params in models]

@@ -77,6 +77,7 @@ def federate(strategy: S, schedule: Masks, evaluate: str = "none") -> S:
             layers=LAYERS,
             lr_at=lambda server_round: 0.5 / server_round,
             graph=graph_for(strategy, schedule.masks.shape[1]),
+            latencies=lambda: 1 + np.arange(schedule.masks.shape[1]) / 8,
         )
     return strategy
 

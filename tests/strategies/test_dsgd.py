@@ -42,6 +42,28 @@ def test_a_path_of_three_by_hand():
     assert strategy.consensus_distance() == pytest.approx(math.sqrt(8 / 3), rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_the_consensus_distance_is_that_of_all_columns(dtype):
+    strategy, rng = DSGD(), torch.Generator().manual_seed(0)
+    wide = 7.3e3 + torch.randn(40, 3, 9000, generator=rng)  # of several blocks
+    strategy.load_state_dict({"nodes/a": wide.to(dtype), "nodes/b": torch.randn(40, 2)})
+    flat = torch.cat([t.double().flatten(1) for t in strategy.nodes.values()], 1)
+    expected = float((flat - flat.mean(0)).square().sum(1).mean().sqrt())
+    assert strategy.consensus_distance() == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluated_rounds_report_the_consensus_distance():
+    words = ["strategy=dsgd", "topology=ring", "partition.num_clients=5", "participation=full"]
+    words += ["rounds=3", "evaluation.every=2", "model=linear", "client.epochs=1", "device=cpu"]
+    simulation = Simulation(compose("quickstart", words))
+    for _, report in simulation.loop.run(simulation.runtime.initial_params()):
+        if report.server_round in (2, 3):
+            distance = simulation.strategy.consensus_distance()
+            assert report.diagnostics == {"consensus-distance": distance} and distance > 0.01
+        else:
+            assert report.diagnostics == {}
+
+
 def test_the_absent_keep_their_models_and_the_mean_stays():
     """With node 1 away, 0 and 2 have no neighbours; with node 2 away, 0 and 1 mix."""
     strategy = started(nx.path_graph(3), [[0.1], [3.3], [6.7]])

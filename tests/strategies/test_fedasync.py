@@ -73,7 +73,7 @@ def test_who_starts_is_a_keyed_draw_among_the_idle():
     draws = {tuple(strategy.chosen(r, np.arange(9))) for r in range(1, 40)}
     assert len(draws) > 20
     for client in first.tolist()[:2]:
-        strategy._queue.push(1.0, client)
+        strategy._flight.add(client, 1.0, 0, {})
     for r in range(1, 20):
         (asked,) = strategy.chosen(r, np.arange(9))
         assert asked not in first[:2]

@@ -210,10 +210,27 @@ def test_sets_have_the_exact_law(value):
     """Sets of 3 of 7 symbols, each beside its enumerated probability."""
     oracle, n = ORACLES["subset"](0.3, np.arange(6)), 40_000
     assert oracle.omega == 3
-    reports = np.sort(oracle.reports(np.full(n, value), keyed(0, 0, 0, "t")), axis=1)
-    assert (np.diff(reports, axis=1) > 0).all()
-    sets = list(itertools.combinations(range(7), 3))
-    codes = reports @ np.array([49, 7, 1])
-    counts = np.array([(codes == np.array(one) @ np.array([49, 7, 1])).sum() for one in sets])
+    reports = oracle.reports(np.full(n, value), keyed(0, 0, 0, "t"))
+    assert (np.bitwise_count(reports) == 3).all()
+    codes = reports[:, 0]
+    sets = itertools.combinations(range(7), 3)
+    counts = np.array([(codes == sum(2**v for v in one)).sum() for one in sets])
     law = oracle.pmf()[min(value, 6), :-1]
     assert (np.abs(counts / n - law) < 4.5 * np.sqrt(law / n)).all()
+
+
+def test_sets_of_more_symbols_than_a_word_has_bits():
+    """27 of 100: how often each is in, and how pairs go together, in sets with the value."""
+    oracle, n = ORACLES["subset"](1.0, np.arange(99)), 40_000
+    reports = oracle.reports(np.full(n, 70), keyed(0, 0, 7, "t"))
+    bits = np.unpackbits(reports.view(np.uint8), axis=1, bitorder="little").astype(float)
+    assert oracle.omega == 27 and (bits.sum(axis=1) == 27).all() and not bits[:, 100:].any()
+    inside, others = bits[:, 70] == 1, np.delete(bits[:, :100], 70, axis=1)
+    assert abs(inside.mean() - oracle.p) < 4.5 * math.sqrt(oracle.p * oracle.left / n)
+    sigma = math.sqrt(oracle.q * (1 - oracle.q) / n)
+    assert np.abs(others.mean(axis=0) - oracle.q).max() < 4.5 * sigma
+    pairs = np.cov(others[inside].T)[np.triu_indices(99, 1)]
+    share = 26 / 99
+    sigma = share * (1 - share) / math.sqrt(inside.sum())
+    assert np.abs(pairs + share * (1 - share) / 98).max() < 5 * sigma  # of 4851
+    assert pairs.std() == pytest.approx(sigma, rel=0.1)
