@@ -65,6 +65,15 @@ class AsynchronousStrategy(FedsimStrategy):
         """When the latest model was made."""
         return self._now
 
+    @property
+    @abc.abstractmethod
+    def anybody_busy(self) -> bool:
+        """Whether any client is at work."""
+
+    def wait_until(self, seconds: float) -> None:
+        """Let time pass in which nobody is busy."""
+        self._now = seconds
+
     @abc.abstractmethod
     def starts(self, rounds: int) -> int:
         """Return how many clients start in a run of some rounds, if there are always idle ones."""
@@ -123,6 +132,11 @@ class ClientsInFlight(AsynchronousStrategy):
         """Return the next model, of one reply or more, in the order of their arrival."""
 
     # --- the clock ---------------------------------------------------------------------------
+
+    @property
+    def anybody_busy(self) -> bool:
+        """See `AsynchronousStrategy.anybody_busy`."""
+        return len(self._flight) > 0
 
     def starts(self, rounds: int) -> int:
         """See `AsynchronousStrategy.starts`."""

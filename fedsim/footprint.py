@@ -147,8 +147,8 @@ class Meter:
     def latencies(self) -> np.ndarray | None:
         """Return the seconds that each client would be busy with a round's work, float64 `[N]`.
 
-        That is to receive the model, to train it, and to send as many bytes back, or an encoded
-        update. None where operations are not counted.
+        That is to receive the model from the server, to train it, and to send as many bytes back,
+        or an encoded update. None where operations are not counted.
         """
         clients = np.arange(self.runtime.partition.num_clients)
         sent = Instructions(

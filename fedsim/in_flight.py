@@ -17,7 +17,7 @@ from fedsim.events import EventQueue
 from fedsim.records import Params
 from fedsim.strategy import State
 
-_HELD = "held/"
+HELD = "held/"
 STATE = frozenset({"clients", "arrive", "started"})
 """What `InFlight.state_dict` always has; beside these, what is held of the replies."""
 
@@ -87,7 +87,7 @@ class InFlight:
             "clients": np.array(clients, np.int64),
             "arrive": np.array([time for time, _ in pairs], np.float64),
             "started": np.array([started for started, _ in held], np.int64),
-            **{_HELD + n: torch.stack([arrays[n] for _, arrays in held]) for n in names},
+            **{HELD + n: torch.stack([arrays[n] for _, arrays in held]) for n in names},
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor | np.ndarray | int | float]) -> None:
@@ -95,9 +95,9 @@ class InFlight:
         self._queue, self._held = EventQueue(), {}
         columns = [np.asarray(state[name]).tolist() for name in ("clients", "arrive", "started")]
         held = {
-            name.removeprefix(_HELD): torch.as_tensor(rows)
+            name.removeprefix(HELD): torch.as_tensor(rows)
             for name, rows in state.items()
-            if name.startswith(_HELD)
+            if name.startswith(HELD)
         }
         for row, (client, time, started) in enumerate(zip(*columns, strict=True)):
             self.add(client, time, started, {n: rows[row].clone() for n, rows in held.items()})

@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 _MECHANISM = "privacy/"
 """What the names of a mechanism's state begin with, beside the strategy's in a checkpoint."""
-_CLIENTS = "clients/"
-"""What the names of what virtual clients remember begin with there."""
 _PACE = "pace/"
 """The same of the late replies that are still to come."""
+_CLIENTS = "clients/"
+"""What the names of what virtual clients remember begin with there."""
 _CLOCK = "clock/seconds"
 """The name of the virtual clock's time there; absent where it cannot be told."""
 _CARRIED = "links/bytes"
@@ -75,8 +75,8 @@ class Run:
             if loop.meter is not None:
                 loop.meter.network.restore(_column(saved.state.pop(_CARRIED, None)))
             mechanism, state = _split(saved.state, _MECHANISM)
-            memory, state = _split(state, _CLIENTS)
             late, state = _split(state, _PACE)
+            memory, state = _split(state, _CLIENTS)
             third_party.restore(self.simulation.strategy, state)
             self.simulation.protection.load_state_dict(mechanism)
             self._remind(memory)

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from fedsim.client.work import LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models.structure import state_of
-from fedsim.participation.base import Schedule
-from fedsim.participation.sampling import Sampling
+from fedsim.participation.base import PartOf, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def able_clients(memory_N: np.ndarray, need_N: np.ndarray) -> np.ndarray:
     return able_N
 
 
-class Able(Schedule):
+class Able(PartOf):
     """A schedule without the clients whose devices cannot hold the work.
 
     Which they are does not depend on anybody's data where a mechanism hides sizes, so that what
@@ -102,15 +101,13 @@ class Able(Schedule):
     """
 
     def __init__(self, schedule: Schedule, able_N: np.ndarray) -> None:
-        self.schedule, self.able_N = schedule, able_N
+        super().__init__(schedule)
+        self.able_N = able_N
 
     def select(self, server_round: int) -> np.ndarray:
         clients = self.schedule.select(server_round)
         able: np.ndarray = clients[self.able_N[clients]]
         return able
-
-    def sampling(self) -> Sampling:
-        return self.schedule.sampling()
 
     def rates(self) -> np.ndarray:
         return np.where(self.able_N, self.schedule.rates(), 0.0)

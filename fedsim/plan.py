@@ -13,6 +13,7 @@ from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.effort import check_memory, flops, samples_per_client
 from fedsim.footprint import SECONDS
 from fedsim.in_flight import InFlight
+from fedsim.participation.timed import begin
 from fedsim.records import Params
 from fedsim.rounds import RoundLoop
 from fedsim.simulation import Simulation
@@ -81,7 +82,7 @@ def plan(simulation: Simulation) -> CostPlan:
     rounds = np.unique(np.linspace(1, settings.rounds, SAMPLED_ROUNDS).astype(int))
     chunk = int(getattr(simulation.grid, "chunk", None) or 1)
     memory = check_memory(simulation.runtime, chunk)
-    cohort = float(np.mean([len(simulation.schedule.select(int(r))) for r in rounds]))
+    cohort = _cohort(simulation, rounds)
     seconds = []
     for _ in range(2):  # the first one pays for allocation and lazy imports
         if loop.pace is not None:
@@ -169,6 +170,15 @@ def _moved(
 
 def _size(params: Params) -> float:
     return float(sum(t.numel() * t.element_size() for t in params.values()))
+
+
+def _cohort(simulation: Simulation, rounds: np.ndarray) -> float:
+    """Return how many clients take part in a round: the mean of some, or as their rates say."""
+    schedule = simulation.schedule
+    if schedule.timed:
+        begin(schedule, 1, 0.0)  # the rounds that are measured have somebody, too
+        return float(schedule.rates().sum())
+    return float(np.mean([len(schedule.select(int(r))) for r in rounds]))
 
 
 def _busy_round(simulation: Simulation) -> int:

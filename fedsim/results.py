@@ -14,7 +14,6 @@ graph.json      with devices, and not too large: the topology's nodes, and its l
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import fcntl
 import hashlib
@@ -90,7 +89,7 @@ class RunFolder:
 
         Args:
             config: Of the run.
-            smoke: Mark the run as cut down; see `fedsim.simulation.Smoke`.
+            smoke: Mark the run as cut down; see `fedsim.smoke.Smoke`.
             at: The folder itself, one of `candidates`, written down before it is made; it may be
                 there already, if nothing has run in it.
 
@@ -303,7 +302,7 @@ def candidates(config: Config) -> Iterator[Path]:
 
 def json_line(report: RoundReport) -> str:
     """Return a report as one line of JSON; NaN and infinities, which JSON lacks, become null."""
-    values = dataclasses.asdict(report)
+    values = vars(report)  # plain data: `dataclasses.asdict` would copy every list
     try:
         return json.dumps(values, allow_nan=False)
     except ValueError:

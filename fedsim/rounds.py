@@ -29,9 +29,11 @@ from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Tamper
 from fedsim.clock import Clock
 from fedsim.compression.update import Compressor
+from fedsim.errors import ConfigError
 from fedsim.footprint import Meter, content_bytes
 from fedsim.pace.gate import Pace
 from fedsim.participation.base import Schedule
+from fedsim.participation.timed import begin
 from fedsim.protection.base import Protection
 from fedsim.records import (
     EVALUATE,
@@ -195,6 +197,7 @@ class RoundLoop:
             )
         for server_round in range(done + 1, self.last_round + 1):
             started = time.perf_counter()
+            self._begin(server_round)
             due, fused = self.evaluation.due(server_round, self.last_round), self.evaluation.fused
             params, train = self.train(server_round, params, score=due and fused)
             diagnostics = {}
@@ -245,6 +248,26 @@ class RoundLoop:
         self._epsilon: float | None = None
         self.clock = Clock()
 
+    def _begin(self, server_round: int) -> None:
+        """Tell a timed schedule when the round begins: later, if nobody is there and nobody busy.
+
+        Raises:
+            ConfigError: The time cannot be told.
+        """
+        if not self.schedule.timed:
+            return
+        if self.clock.seconds is None:
+            raise ConfigError(
+                "participation: who is there depends on the simulated time, which cannot be told "
+                "(the run's log says why); use participation=uniform, bernoulli or full"
+            )
+        busy = self.pace is not None and len(self.pace.in_flight) > 0
+        if isinstance(self.strategy, AsynchronousStrategy):
+            busy = self.strategy.anybody_busy
+        self.clock.seconds = begin(self.schedule, server_round, self.clock.seconds, wait=not busy)
+        if isinstance(self.strategy, AsynchronousStrategy):
+            self.strategy.wait_until(self.clock.seconds)
+
     def _pass(
         self, train: AdmittedReplies, footprint: Mapping[str, Mapping[str, Sequence[float]]]
     ) -> None:
@@ -252,7 +275,7 @@ class RoundLoop:
         if isinstance(self.strategy, AsynchronousStrategy):
             self.clock.seconds = self.strategy.simulated_seconds
             return
-        if train.gate is not None:
+        if train.gate is not None and self.clock.seconds is not None:
             self.clock.seconds = train.gate.closes
             footprint = {k: columns for k, columns in footprint.items() if k != "train"}
         self.clock.advance(footprint.values())
@@ -279,8 +302,7 @@ class RoundLoop:
             self._epsilon = self.charge(server_round, self._asked(sent))
         replies = self._exchange(sent, params)
         if self.pace is not None:
-            now = self.clock.seconds or 0.0
-            replies.gate = self.pace.gate(server_round, params, now)
+            replies.gate = self.pace.gate(server_round, params, self.clock.seconds)
         if self.observer is not None:
             self.observer.begin(replies.clients)
             replies.observe = self.observer.see

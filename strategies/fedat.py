@@ -13,14 +13,16 @@ mirror has come, so that slow tiers, which come seldom, are not outweighed. All 
 initial model: until the slowest tier has come once, the fastest has no weight. One round of the
 loop is one server update; a tier that has come begins again at once, in the next round, with
 `clients_per_tier` drawn among those of its clients that take part. A tier with no reply is left
-out until the server's next update. M = 1 is FedProx, and FedAvg with λ = 0, on the same clock.
+out until the server's next update; a reply that is rejected is not waited for. M = 1 is FedProx,
+and FedAvg with λ = 0, on the same clock.
 
 Held are 2 M models, in memory and in every checkpoint.
 
 Shapes: N clients, M tiers, `[M, ...]` one row per tier; `[K, ...]` one row per client of a chunk.
 
-Differs from the paper: messages are not compressed (the paper's polyline encoding). Latencies are
-those of the scenario's devices for a whole round of a client's work, where the paper measures them.
+Differs from the paper: its polyline encoding of messages is left out (`compression=` has others).
+Latencies are those of the scenario's devices for a whole round of a client's work, where the paper
+measures them.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.client.half import ClientHalf
 from fedsim.client.proximal import Proximal
 from fedsim.errors import ConfigError, ResumeError
-from fedsim.events import EventQueue
+from fedsim.in_flight import HELD, STATE, InFlight
 from fedsim.parts import Range
 from fedsim.records import Params, Replies, UpdateSum, moved
 from fedsim.strategy import Round, State
 
-IN, COMING = "tiers/", "coming/"
-_TIMES = {"now", "counts", "who", "arrive"}
+IN = "tiers/"
+_TIMES = {"now", "counts", *STATE}
 
 
 @dataclass(kw_only=True)
@@ -65,8 +67,7 @@ class FedAT(AsynchronousStrategy):
         self._tier_N: np.ndarray | None = None
         self._count_M = np.zeros(self.tiers, np.int64)
         self._in: list[Params] = []  # x_m, once there is a first model
-        self._coming: dict[int, Params] = {}
-        self._queue = EventQueue()
+        self._coming = InFlight()  # tiers at work, and what they will come with
 
     @property
     def client_half(self) -> ClientHalf:
@@ -93,6 +94,11 @@ class FedAT(AsynchronousStrategy):
                 self._tier_N[members] = tier
         return self._tier_N
 
+    @property
+    def anybody_busy(self) -> bool:
+        """See `AsynchronousStrategy.anybody_busy`; of tiers."""
+        return len(self._coming) > 0
+
     def starts(self, rounds: int) -> int:
         """See `AsynchronousStrategy.starts`; no tier asks more at a time than the largest."""
         sizes = np.sort(np.bincount(self.tier_N))
@@ -104,7 +110,7 @@ class FedAT(AsynchronousStrategy):
         asked = []
         drawn = self.drawn(server_round, offered)
         for tier in range(self.tiers):
-            if tier not in self._queue:
+            if tier not in self._coming:
                 asked.append(drawn[self.tier_N[drawn] == tier][: self.clients_per_tier])
         return np.sort(np.concatenate([drawn[:0], *asked]))
 
@@ -115,11 +121,11 @@ class FedAT(AsynchronousStrategy):
         if not self._in:
             self._in = [{n: x.clone() for n, x in params.items()} for _ in range(self.tiers)]
         self._begin(params, replies)
-        if not self._queue:
+        if not len(self._coming):
             return params
-        self._now, tier = self._queue.pop()
-        self._in[tier] = self._coming.pop(tier)
-        self._count_M[tier] += 1
+        tier = self._coming.pop()
+        self._now, self._in[tier.client] = tier.time, tier.arrays
+        self._count_M[tier.client] += 1
         return self.weighted_average(params)
 
     def _begin(self, params: Params, replies: Replies) -> None:
@@ -137,8 +143,8 @@ class FedAT(AsynchronousStrategy):
                 total.add(rows.arrays, rows.weights(self.weighting))
                 until[tier] = max(until.get(tier, 0.0), float(seconds_K[mine].max()))
         for tier, total in sums.items():
-            self._coming[tier] = total.mean(1.0)
-            self._queue.push(self._now + until[tier], tier)
+            begun = int(self._count_M.sum())
+            self._coming.add(tier, self._now + until[tier], begun, total.mean(1.0))
 
     def weighted_average(self, params: Params) -> Params:
         """Return Σ_m (T_{M+1−m} / T) x_m, in float64 and in the order of m."""
@@ -155,39 +161,27 @@ class FedAT(AsynchronousStrategy):
     def state_dict(self) -> State:
         if not self._in:
             return {}
-        pairs = self._queue.pairs()
-        who = [tier for _, tier in pairs]
-        coming = [self._coming[tier] for tier in who]
         return {
             "now": self._now,
             "counts": self._count_M.copy(),
-            "who": np.array(who, np.int64),
-            "arrive": np.array([time for time, _ in pairs], np.float64),
             **{IN + n: torch.stack([x[n] for x in self._in]) for n in self._in[0]},
-            **{COMING + n: torch.stack([x[n] for x in coming]) for n in self._in[0] if coming},
+            **self._coming.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
         if not state:
             return
-        odd = sorted(key for key in state if key not in _TIMES and not key.startswith((IN, COMING)))
+        odd = sorted(key for key in state if key not in _TIMES and not key.startswith((IN, HELD)))
         if odd or not set(state) >= _TIMES or len(np.asarray(state["counts"])) != self.tiers:
             raise ResumeError(
                 f"the checkpoint holds strategy state {sorted(state)[:8]}, which is not that of "
                 f"FedAT with {self.tiers} tiers; was the strategy changed?"
             )
-        who = np.asarray(state["who"]).tolist()
         self._now, self._count_M = float(state["now"]), np.asarray(state["counts"]).copy()
-        self._queue = EventQueue(zip(np.asarray(state["arrive"]).tolist(), who, strict=True))
-        self._in = _rows(state, IN, self.tiers)
-        self._coming = dict(zip(who, _rows(state, COMING, len(who)), strict=True))
-
-
-def _rows(state: State, prefix: str, count: int) -> list[Params]:
-    """Return the models of which a state holds one row each."""
-    stacked = {
-        name.removeprefix(prefix): torch.as_tensor(value)
-        for name, value in state.items()
-        if name.startswith(prefix)
-    }
-    return [{name: rows[row].clone() for name, rows in stacked.items()} for row in range(count)]
+        self._coming.load_state_dict(state)
+        stacked = {
+            name.removeprefix(IN): torch.as_tensor(value)
+            for name, value in state.items()
+            if name.startswith(IN)
+        }
+        self._in = [{n: rows[m].clone() for n, rows in stacked.items()} for m in range(self.tiers)]

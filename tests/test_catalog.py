@@ -21,7 +21,7 @@ PACKAGED = [(group, e) for group in catalog.groups() for e in catalog.entries(gr
 
 def test_groups() -> None:
     assert catalog.groups()[:4] == ("data", "partition", "participation", "model")
-    assert len(set(catalog.groups())) == len(catalog.groups()) >= 12
+    assert len(set(catalog.groups())) == len(catalog.groups()) >= 13
 
 
 def test_entries_have_names_summaries_and_paths() -> None:

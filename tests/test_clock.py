@@ -131,7 +131,8 @@ PATIENT = {
 def lines(*words: str) -> list[tuple[dict[str, object], bytes]]:
     """Return a small run's reports and models, after each round."""
     own = ["rounds=3", "partition.num_clients=9", "participation.clients_per_round=5",
-           "model.hidden=[8]", "devices=unequal", "device=cpu", "engine.chunk=2"]  # fmt: skip
+           "model.hidden=[8]", "devices=unequal", "device=cpu", "engine.chunk=2",
+           "client.epochs=1"]  # fmt: skip
     simulation = Simulation(compose("quickstart", [*own, *words]))
     told = []
     for model, report in simulation.loop.run(simulation.runtime.initial_params()):
@@ -147,10 +148,10 @@ def test_with_nobody_late_a_run_is_the_patient_one_to_the_bit() -> None:
     assert lines("pace=over_selection", "pace.replies=4") != patient
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "flower_fedavg"])
-def test_who_is_used_depends_neither_on_engine_nor_on_chunks(strategy: str) -> None:
-    """Also of Flower's own strategies, which see messages."""
-    words = [f"strategy={strategy}", "pace=over_selection", "pace.replies=3", "evaluation.every=9"]
+@pytest.mark.parametrize("word", ["compression=top_k", "strategy=flower_fedavg"])
+def test_who_is_used_depends_neither_on_engine_nor_on_chunks(word: str) -> None:
+    """Also where less than a model is sent, and for Flower's own strategies, which see messages."""
+    words = [word, "pace=over_selection", "pace.replies=3", "evaluation.every=9"]
 
     def who(*more: str) -> list[object]:
         told = [line for line, _ in lines(*words, *more)]
@@ -176,7 +177,10 @@ def test_scores_within_training_replies_make_the_round_one_exchange() -> None:
     ids=lambda strategy: strategy[0],
 )
 def test_a_resumed_run_has_the_same_clock_and_lines(strategy: list[str], tmp_path: Path) -> None:
-    """Checkpoints come every second round, and the run is cut after the third."""
+    """Checkpoints come every second round, and the run is cut after the third.
+
+    Of a synchronous strategy without a pace, tests/participation/test_timed.py shows it.
+    """
     words = [*WORDS, "rounds=5", "participation=full", "devices=unequal", "checkpoint.every=2"]
     words += [f"strategy={strategy[0]}", *strategy[1:], f"output.root={tmp_path}"]
     config = compose("quickstart", words)

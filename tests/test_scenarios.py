@@ -24,7 +24,8 @@ from fedsim.errors import DataError
 from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 from tests.contract._discover import NAMES, QUERIES
 
 ENGINES = ("cohort", "in_process")
@@ -92,6 +93,11 @@ WITH: dict[tuple[str, str], list[str]] = {
         }.items()
     },
     ("participation", "trace"): ["participation.path={folder}/trace.csv"],
+    ("participation", "diurnal"): ["devices=equal"],
+    ("participation", "intervals"): [
+        *("devices=equal", "participation.path={folder}/intervals.csv"),
+    ],
+    ("devices", "csv"): ["devices.path={folder}/devices.csv"],
     **{("model", name): IMAGES for name in ("cnn", "cnn_cifar10", "cnn_cifar100", "cnn_svhn")},
     ("model", "resnet"): IMAGES,
     ("model", "transformer"): TOKENS,
@@ -112,6 +118,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = [",".join(map(str, [*rng.integers(9, size=6), i % 2])) for i in range(80)]
     (folder / "tokens.csv").write_text("\n".join(["a,b,c,d,e,f,y", *tokens]) + "\n")
     (folder / "trace.csv").write_text("round,client\n1,0\n1,2\n")
+    (folder / "intervals.csv").write_text("client,start,end\n0,0,10\n2,5,9\n")
+    (folder / "devices.csv").write_text("flops,down,up,memory\n1e9,1e6,1e6,1e8\n")
     nx.write_graphml(nx.path_graph(4), folder / "graph.graphml")
     words = [word.format(folder=folder) for word in [CLIENTS, COHORT, *TOKENS[:3]]]
     simulation = Simulation(compose("base", [*words, "model=text_classifier"]))

@@ -21,7 +21,8 @@ from fedsim.config import Config, compose
 from fedsim.errors import ConfigError
 from fedsim.report.shown import MOST_CLIENTS
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 from tests.bench import bench_scale
 
 HOME = Path(__file__).parents[1]

@@ -47,8 +47,8 @@ _BASES: dict[str, tuple[str, ...]] = {
 
 _IMPLIED: dict[str, dict[str, Any]] = {
     "devices": {"_target_": "fedsim.devices.none.Unprofiled"},
-    "compression": {"_target_": "fedsim.compression.none.Uncompressed"},
     "pace": {"_target_": "fedsim.pace.patient.Patient"},
+    "compression": {"_target_": "fedsim.compression.none.Uncompressed"},
 }
 """Groups that came later: what a configuration without them means, whose hash stays what it was."""
 

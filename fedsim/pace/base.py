@@ -17,7 +17,8 @@ sees x' + (y_k − x) among that round's replies, x' being that round's model, a
 
 A client in flight is not asked again. Kept replies are not waited for; but where nobody who was
 asked sends anything, a round lasts until the next of them is in, or until the deadline. Evaluations
-are not hurried, and those in flight go on meanwhile.
+are not hurried, and those in flight go on meanwhile; but scores that come with training replies
+(`evaluation.fused`) are those of the replies on time.
 """
 
 from __future__ import annotations

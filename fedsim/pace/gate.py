@@ -62,9 +62,19 @@ class Pace:
         self.times = times
         self.in_flight = InFlight()
 
-    def gate(self, server_round: int, params: Params, now: float) -> Gate:
-        """Return the gate of a training exchange that begins now, with this model."""
-        return Gate(self, server_round, params, now)
+    def gate(self, server_round: int, params: Params, now: float | None) -> Gate:
+        """Return the gate of a training exchange that begins now, with this model.
+
+        Raises:
+            ConfigError: Nobody knows when that is, and late replies arrive by the clock.
+        """
+        if now is None and self.rules.late == "keep":
+            raise ConfigError(
+                "pace.late=keep: when late replies arrive cannot be told, since it is not known "
+                "how long evaluations take; set evaluation.clients=none, or pace.late=drop; the "
+                "run's log says why operations cannot be counted"
+            )
+        return Gate(self, server_round, params, now or 0.0)
 
     def state_dict(self) -> State:
         """Return all that the next round depends on."""
@@ -91,8 +101,8 @@ class Gate:
     """One training exchange.
 
     Attributes:
-        closes: When it has closed, in seconds since the start of the run; known once its replies
-            have been drawn.
+        begins: When it has begun, in seconds since the start of the run; 0 where nobody knows.
+        closes: When it has closed; known once its replies have been drawn.
         late: Whose replies came too late.
         arrived: Whose kept replies came, in the order of their arrival.
     """

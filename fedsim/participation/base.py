@@ -32,7 +32,18 @@ class Schedule(abc.ABC):
     """Who takes part when: a pure function of (seed, round), whatever was asked before.
 
     Hence nothing to checkpoint: a resumed run asks for the same rounds and gets the same clients.
+    One that is `timed` depends on the virtual clock too; see `fedsim.participation.timed`.
     """
+
+    timed: bool = False
+    """Whether a round's clients depend on the simulated time at which it begins."""
+
+    def at(self, seconds: float) -> None:  # noqa: B027  (most schedules have no use for it)
+        """Take note of the simulated time, for the rounds asked for from here on."""
+
+    def next_change(self, seconds: float) -> float | None:
+        """Return the next time at which somebody may come; None for never."""
+        return None
 
     @abc.abstractmethod
     def select(self, server_round: int) -> np.ndarray:
@@ -68,7 +79,28 @@ class ParticipationPart(Part, abc.ABC):
         """
 
 
-class WithSamples(Schedule):
+class PartOf(Schedule):
+    """Some of the clients of another schedule, which is told the time, and states its law.
+
+    Args:
+        schedule: Who would take part.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.timed = schedule.timed
+
+    def at(self, seconds: float) -> None:
+        self.schedule.at(seconds)
+
+    def next_change(self, seconds: float) -> float | None:
+        return self.schedule.next_change(seconds)
+
+    def sampling(self) -> Sampling:
+        return self.schedule.sampling()
+
+
+class WithSamples(PartOf):
     """A schedule without the clients that hold no training samples: they have nothing to send.
 
     Args:
@@ -77,15 +109,12 @@ class WithSamples(Schedule):
     """
 
     def __init__(self, schedule: Schedule, num_samples: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.schedule = schedule
+        super().__init__(schedule)
         self.num_samples = num_samples
 
     def select(self, server_round: int) -> np.ndarray:
         clients = self.schedule.select(server_round)
         return clients[self.num_samples(clients) > 0]
-
-    def sampling(self) -> Sampling:
-        return self.schedule.sampling()
 
     def rates(self) -> np.ndarray:
         rates = self.schedule.rates()

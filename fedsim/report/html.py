@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedsim.files import write_atomic
-from fedsim.report import findings, page, repeat, sections
+from fedsim.report import findings, page, repeat, sections, traffic
 from fedsim.report.curves_csv import curves_csv
 from fedsim.report.holdings import holdings_png
 from fedsim.report.measures import headline, show, word
@@ -51,6 +51,7 @@ def render(data: RunData) -> str:
         sections.who_holds_what(data),
         sections.evenness(data, head),
         sections.footprint(data),
+        traffic.traffic(data.network),
         sections.last_rounds(data),
         repeat.repeat(data),
         repeat.bottom(data),

@@ -15,13 +15,14 @@ import numpy as np
 
 from fedsim.config.sources import parse_yaml
 from fedsim.errors import ConfigError
+from fedsim.report.network import Network, read_network
 from fedsim.report.round_columns import END, Rounds, read_rounds
 
 _PNG = b"\x89PNG\r\n"
 _MOST_SAMPLES = 2**40
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Holdings:
     """Who holds what, of the clients that the run chose to show (all, or a sample of them).
 
@@ -53,6 +54,7 @@ class RunData:
         privacy: The privacy statement, verbatim; None if not written (yet).
         summary: What the run wrote at its end; empty before.
         findings: What a run of questions has found; empty without any.
+        network: The topology with its traffic; None if not written.
         audit: What an audit found, line by line; empty without one.
         audit_png: Its picture; None without one.
         problems: What is missing or damaged, in words.
@@ -68,6 +70,7 @@ class RunData:
     privacy: str | None
     summary: dict[str, Any]
     findings: dict[str, Any]
+    network: Network | None
     audit: tuple[str, ...]
     audit_png: bytes | None
     problems: tuple[str, ...]
@@ -103,6 +106,7 @@ class RunData:
             privacy=statement if isinstance(statement, str) and statement.strip() else None,
             summary=summary,
             findings=reader.json("findings.json", needed=False),
+            network=reader.network(),
             audit=_sentences(reader.json("audit.json", needed=False).get("words")),
             audit_png=reader.png("audit.png"),
             problems=tuple(reader.problems),
@@ -213,6 +217,16 @@ class _Reader:
             return _holdings(content)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             self.problems.append(f"partition.json does not hold what it should ({error})")
+            return None
+
+    def network(self) -> Network | None:
+        content = self.json("graph.json", needed=False)
+        if not content:
+            return None
+        try:
+            return read_network(content)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            self.problems.append(f"graph.json does not hold what it should ({error})")
             return None
 
 

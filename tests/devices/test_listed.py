@@ -4,9 +4,11 @@ import logging
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedsim.config import compose
-from fedsim.devices.listed import Listed
+from fedsim.devices.listed import Listed, read_devices
 from fedsim.errors import ConfigError, DataError
 from fedsim.simulation import Simulation
 
@@ -109,3 +111,23 @@ def test_a_run_takes_its_seconds_from_the_file(tmp_path):
     missing = Simulation(compose("quickstart", ["devices=csv"]))
     with pytest.raises(ConfigError, match=r"^devices\.path: no file"):
         missing.check()
+
+
+CELLS = st.sampled_from(["1", "0", "-3", "2.5", "nan", "1e400", "", " 4 ", '"', "x", "\0", "９"])
+TEXTS = st.lists(st.lists(CELLS, max_size=5).map(",".join), max_size=4).map("\n".join)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from([b"client,flops,down,up,memory\n", b"flops,down,up\n", b""]), TEXTS)
+def test_no_file_is_answered_with_anything_but_devices_or_one_sentence(
+    tmp_path_factory, head, text
+):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.csv"
+    path.write_bytes(head + text.encode())
+    try:
+        found = read_devices(path, 3)
+    except DataError as error:
+        assert str(error).startswith("path: ") and len(str(error)) < 600
+    else:
+        assert all(np.isfinite(column).all() for column in found.values())
+        assert min(found["up"]) > 0

@@ -1,4 +1,4 @@
-"""What a pace goes with, and how it is told."""
+"""What a pace goes with, beside what tests/golden/errors.txt pins, and how it is told."""
 
 from __future__ import annotations
 
@@ -20,14 +20,10 @@ KEEP = [EQUAL, "pace=deadline", "pace.late=keep"]
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([FIRST], "has none; set devices=unequal"),
         ([EQUAL, FIRST, "privacy=dp_sgd"], "privacy=none, or pace=patient"),
-        ([EQUAL, FIRST, "privacy=user_dp"], "privacy=none, or pace=patient"),
         ([EQUAL, FIRST, "privacy=local_dp"], "privacy=none, or pace=patient"),
-        ([EQUAL, FIRST, "strategy=fedbuff"], "waits for nobody; set pace=patient"),
         ([EQUAL, FIRST, "strategy=dsgd", "topology=ring"], "no server .* set pace=patient"),
         ([EQUAL, FIRST, "engine=deployment"], "set pace=patient and admission.timeout_s"),
-        ([*KEEP, "strategy=fedau"], "use pace.late=drop, or strategy=fedavg"),
         ([*KEEP, "strategy=scaffold"], "use pace.late=drop"),
         ([*KEEP, "strategy=flower_fedavg"], "use pace.late=drop"),
         ([*KEEP, "strategy=median"], "use pace.late=drop"),

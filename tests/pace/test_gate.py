@@ -17,7 +17,7 @@ from fedsim.pace.deadline import Deadline
 from fedsim.pace.gate import Pace
 from fedsim.pace.over_selection import OverSelection
 from fedsim.records import NUM_EXAMPLES, Chunk, Instructions, Params, Replies, to_record
-from fedsim.rounds import RoundReport
+from fedsim.rounds import Evaluation, RoundReport
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg
 from tests.strategies._toy import (
@@ -207,7 +207,11 @@ BUSY_S = np.array([1.0, 2.5])
 
 
 def run(
-    rules: Hurried | None, rounds: int, strategy: FedAvg | FedAU | None = None, clients: int = 2
+    rules: Hurried | None,
+    rounds: int,
+    strategy: FedAvg | FedAU | None = None,
+    clients: int = 2,
+    evaluation: Evaluation | None = None,
 ) -> tuple[list[float], list[RoundReport]]:
     """Two clients that step half of the way to 8 and to -4; the second holds three samples."""
 
@@ -219,7 +223,7 @@ def run(
     masks = np.ones((rounds, 2), bool)
     if clients == 1:
         masks[:, 0] = False
-    run = loop(strategy or FedAvg(), grid, Masks(masks))
+    run = loop(strategy or FedAvg(), grid, Masks(masks), evaluation=evaluation)
     run.meter = Table(BUSY_S)  # type: ignore[assignment]
     run.pace = None if rules is None else Pace(rules, Table(BUSY_S))
     pairs: list[tuple[Params, RoundReport]] = list(run.run(model(0.0)))
@@ -258,6 +262,15 @@ def test_with_everybody_in_flight_a_round_lasts_until_an_arrival_or_the_deadline
     assert [(r.asked, r.admitted) for r in reports] == [(1, []), (0, []), (0, [1]), (1, [])]
     assert [r.simulated_seconds for r in reports] == [1.0, 2.0, 2.5, 3.5]
     assert x == [0.0, 0.0, -2.0, -2.0]
+
+
+def test_a_clock_that_has_stopped_stays_so_and_nothing_is_kept_by_it() -> None:
+    evaluation = Evaluation(central=None, clients=True, every=1)  # takes nobody knows how long
+    x, reports = run(Deadline(seconds=1.0), 3, evaluation=evaluation)
+    assert [(r.admitted, r.late, r.simulated_seconds) for r in reports] == [([0], 1, None)] * 3
+    assert x == [4.0, 6.0, 7.0]
+    with pytest.raises(ConfigError, match=r"evaluation\.clients=none, or pace\.late=drop"):
+        run(Deadline(seconds=1.0, late="keep"), 3, evaluation=evaluation)
 
 
 def test_a_client_that_is_late_has_not_taken_part() -> None:

@@ -12,7 +12,9 @@ from fedsim.participation.base import ParticipationPart
 from fedsim.participation.bernoulli import Bernoulli
 from fedsim.participation.churn import Churn
 from fedsim.participation.cyclic import Cyclic
+from fedsim.participation.diurnal import Diurnal
 from fedsim.participation.full import Full
+from fedsim.participation.intervals import Intervals
 from fedsim.participation.markov import Markov
 from fedsim.participation.rates import RatedPart
 from fedsim.participation.trace import Trace
@@ -31,6 +33,7 @@ MODELS = [
     Bernoulli(rates="label_adversarial", min_rate=0.2),
     Bernoulli(rates="unequal", min_rate=0.1, max_rate=0.8),
     Churn(rate=0.5),
+    Diurnal(clients_per_round=5),
     Markov(rate=0.3, max_on=0.2),
     Markov(rates="label_correlated", rate=0.4, alpha=1, max_on=0.3),
     Cyclic(rate=0.3, cycle=10),
@@ -67,7 +70,7 @@ def test_rates_are_the_chance_of_taking_part_in_a_round(part, population):
     # the rates (which vary with the seed under label_correlated; a mixture varies no more). Bound:
     # a normal tail of 1e-5, shared among 30 clients, and one for the continuity of counts.
     # Cyclic clients have their rate over time, not over seeds: see test_cyclic.py.
-    if isinstance(part, (Churn, Cyclic)):
+    if isinstance(part, (Churn, Cyclic, Diurnal)):
         pytest.skip("clients come and go; rates hold over all rounds: see its own tests")
     seeds = 300
     count_N, chance_N = np.zeros(30), np.zeros(30)
@@ -96,11 +99,12 @@ def test_yaml_lists_every_key_with_a_value_the_part_accepts(path, population):
         assert issubclass(part_class, RatedPart)
     else:
         assert part == part_class()
-    if part_class is not Trace:
+    if part_class not in (Trace, Intervals):
         part.bind(population(histogram=HISTOGRAM)).select(1)
 
 
 def test_every_model_has_its_yaml():
     names = {path.stem for path in SCENARIOS.glob("*.yaml")}
     plain = {"full", "uniform", "bernoulli", "markov", "cyclic", "trace", "churn"}
+    plain |= {"diurnal", "intervals"}
     assert names == plain | {"fedau_bernoulli", "fedau_markov", "fedau_cyclic"}

@@ -112,7 +112,7 @@ def test_the_last_ten_evaluated_rounds_are_tabled(fake_run):
     ]
 
 
-def test_what_a_strategy_says_of_its_rounds_is_drawn_by_name(fake_run):
+def test_what_a_strategy_says_is_drawn_by_name_and_the_curves_are_written_beside_it(fake_run):
     run = fake_run(rounds=5)
     lines = metrics(run)
     for line in lines[1:]:
@@ -123,17 +123,11 @@ def test_what_a_strategy_says_of_its_rounds_is_drawn_by_name(fake_run):
     assert "Diagnostics" in page.text and "Consensus distance" in page.text
     assert "Last: 0.4000." in page.text
     assert "loss-local" not in page.text  # a term of a sum whose other terms are missing
-    assert "diagnostics.consensus-distance" in (run / "curves.csv").read_text()
-
-
-def test_the_curves_are_written_beside_it(fake_run):
-    run = fake_run(rounds=3)
-    write_report(run)
     rows = list(csv.DictReader((run / "curves.csv").read_text().splitlines()))
-    lines = metrics(run)
-    assert [float(row["central.accuracy"]) for row in rows] == [
-        line["central"]["accuracy"] for line in lines
-    ]
+    for row, line in zip(rows, lines, strict=True):
+        assert float(row["central.accuracy"]) == line["central"]["accuracy"]
+        measured = line.get("diagnostics", {}).get("consensus-distance", "")
+        assert row["diagnostics.consensus-distance"] == str(measured)
     assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
 
 
@@ -146,9 +140,8 @@ def test_a_regression_is_told_by_its_error(fake_run):
     assert "tenths of the samples" in page.text
 
 
-@pytest.mark.parametrize("settings", [{}, {"per_client": False, "faults": False}])
-def test_the_page_needs_nothing_from_outside(fake_run, settings):
-    run = fake_run(**settings)
+def test_the_page_needs_nothing_from_outside(fake_run):
+    run = fake_run()
     page = report(run)
     for address in page.addresses:
         assert address.startswith(("#", "data:image/png;base64,")), address
