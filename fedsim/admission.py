@@ -48,6 +48,7 @@ from fedsim.records import (
     TensorArray,
     decode,
     is_finite,
+    late_of,
     reply_content,
     stack_replies,
     to_record,
@@ -466,7 +467,7 @@ class AdmittedReplies(Replies):
         finite = np.ones(len(chunk), bool)
         for column in chunk.metrics.values():
             finite &= np.isfinite(column)
-        for tensor in (*chunk.arrays.values(), *chunk.client_arrays.values()):
+        for tensor in (*_doubtful(chunk.arrays), *chunk.client_arrays.values()):
             # One pass, as in `is_finite`; only rows whose sum is not finite are looked at again.
             sums_K = tensor.reshape(len(chunk), tensor[0].numel()).sum(1)
             for row in np.flatnonzero(~torch.isfinite(sums_K).cpu().numpy()):
@@ -505,6 +506,14 @@ class AdmittedReplies(Replies):
         some = self.admitted or missed
         if self._failure and not some and set(self.rejected) == {"error"}:
             raise ClientError(f"every client failed; the first one said:\n{self._failure}")
+
+
+def _doubtful(arrays: Params) -> Iterator[Tensor]:
+    """Yield the arrays that may hold a NaN or an infinity, without making those that cannot."""
+    for name in arrays:
+        late = late_of(arrays, name)
+        if late is None or not bool(late.surely_finite().all()):
+            yield arrays[name]
 
 
 def _decode_record(record: Mapping[str, Array], expected: Mapping[str, Tensor]) -> Params:

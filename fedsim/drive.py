@@ -5,7 +5,6 @@ The command line does this in its own process; of a deployed run, Flower's serve
 
 from __future__ import annotations
 
-import gc
 import logging
 import shlex
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.errors import BudgetError
+from fedsim.garbage import frozen, uncollected
 from fedsim.lifecycle import Run
 from fedsim.progress import Display
-from fedsim.report import html
 from fedsim.rounds import RoundReport
 
 
@@ -27,16 +26,23 @@ def drive(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
     try:
         last = run_rounds(run, display, resume=resume)
     except BudgetError:
-        html.write_report(run.folder.path)
+        _report(run)
         raise
-    html.write_report(run.folder.path)
+    _report(run)
     return last
+
+
+def _report(run: Run) -> None:
+    with uncollected():
+        from fedsim.report import html  # matplotlib takes half a second, which no round waits for
+
+        html.write_report(run.folder.path)
 
 
 def run_rounds(run: Run, display: Display, *, resume: bool) -> RoundReport | None:
     """Do all that `drive` does but the report."""
     last = None
-    with _quick_collections(), _logged(run), display as shown:
+    with frozen(), _logged(run), display as shown:
         try:
             for last in run.resume() if resume else run.start():
                 shown.show(last, run.simulation.last_round)
@@ -50,19 +56,6 @@ def how_to_resume(run: Run) -> str:
     path = shlex.quote(str(run.folder.path))
     deployed = run.simulation.flower_grid is not None
     return f"fedsim deploy --resume {path}" if deployed else f"fedsim resume {path}"
-
-
-@contextmanager
-def _quick_collections() -> Iterator[None]:
-    """Keep the garbage collector from searching what is loaded by now.
-
-    Flower collects for each reply that it turns into NumPy arrays, at 0.2 s a time.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

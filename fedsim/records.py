@@ -14,9 +14,17 @@ from __future__ import annotations
 import abc
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import torch
@@ -295,6 +303,63 @@ class Instructions(Sequence[Message]):
         )
 
 
+class Late(Protocol):
+    """K tensors that are made when somebody asks for them; meanwhile, what need not wait."""
+
+    start: Tensor
+    """What each was before the local work."""
+
+    def rows(self) -> Tensor:
+        """Return them, `[K, ...]`."""
+
+    def weighted_update(self, weights_K: Tensor) -> Tensor:
+        """Return Σ_k w_k (W_k − start)."""
+
+    def surely_finite(self) -> Tensor:
+        """Return which hold no NaN and no infinity beyond doubt, bool `[K]`."""
+
+
+class LateRows(dict[str, Tensor]):
+    """Stacked arrays, name -> `[K, ...]`, some of which are made when they are first looked at.
+
+    Args:
+        names: Of all of them, in order.
+        made: Those that are there.
+        late: The others.
+    """
+
+    def __init__(self, names: Sequence[str], made: Params, late: Mapping[str, Late]) -> None:
+        nothing = torch.empty(0)
+        super().__init__({name: made.get(name, nothing) for name in names})
+        self.late = dict(late)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.late:
+            self[name] = self.late[name].rows()
+        return super().__getitem__(name)
+
+    def __setitem__(self, name: str, rows: Tensor) -> None:
+        self.late.pop(name, None)  # from now on, these may be written into
+        super().__setitem__(name, rows)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+    def __iter__(self) -> Iterator[str]:  # else `{**rows}` would not ask `__getitem__`
+        return super().__iter__()
+
+    def values(self) -> ValuesView[Tensor]:  # type: ignore[override]
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[str, Tensor]:  # type: ignore[override]
+        return ItemsView(self)
+
+
+def late_of(arrays: Mapping[str, Tensor], name: str) -> Late | None:
+    """Return an array's rows that are not made yet; None if they are there."""
+    return arrays.late.get(name) if isinstance(arrays, LateRows) else None
+
+
 @dataclass(kw_only=True)
 class Chunk:
     """The replies of K clients as stacked columns.
@@ -483,26 +548,34 @@ class UpdateSum:
 
     def add(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> None:
         """Add K rows; `weights` is float64 `[K]`, `arrays[name]` is `[K, ...]`."""
-        for _ in self._add(arrays, weights):
-            pass
+        scale = _scale(weights)
+        for name, x in self.params.items():
+            late = late_of(arrays, name)
+            if late is None or late.start.data_ptr() != x.data_ptr():
+                self._add(name, x, arrays[name], weights, scale)
+                continue
+            weights_K = torch.from_numpy(weights / scale).to(x.device, x.dtype)
+            self.sums[name].add_(late.weighted_update(weights_K), alpha=scale)
+        self._count(weights)
 
     def add_updates(self, arrays: Mapping[str, Tensor], weights: np.ndarray) -> Params:
         """Do as `add`, and return the updates W_k − x, `[K, ...]`, for who wants more of them."""
-        return {name: updates.view_as(arrays[name]) for name, updates in self._add(arrays, weights)}
-
-    def _add(
-        self, arrays: Mapping[str, Tensor], weights: np.ndarray
-    ) -> Iterator[tuple[str, Tensor]]:
-        # Of weights that sum to at most 1, no sum of finite float32 rows overflows; dividing by a
-        # power of two changes no other bit of it.
-        scale = math.ldexp(1.0, math.frexp(float(np.abs(weights).sum()))[1])
+        scale, updates = _scale(weights), {}
         for name, x in self.params.items():
-            rows = arrays[name].reshape(len(weights), x.numel())
-            rows = rows if rows.is_floating_point() else rows.double()
-            updates = rows - x.flatten().to(rows.dtype)
-            weights_K = torch.from_numpy(weights / scale).to(rows.device, rows.dtype)
-            self.sums[name].add_((weights_K @ updates).view(x.shape), alpha=scale)
-            yield name, updates
+            rows = self._add(name, x, arrays[name], weights, scale)
+            updates[name] = rows.view_as(arrays[name])
+        self._count(weights)
+        return updates
+
+    def _add(self, name: str, x: Tensor, rows: Tensor, weights: np.ndarray, scale: float) -> Tensor:
+        rows = rows.reshape(len(weights), x.numel())
+        rows = rows if rows.is_floating_point() else rows.double()
+        updates = rows - x.flatten().to(rows.dtype)
+        weights_K = torch.from_numpy(weights / scale).to(rows.device, rows.dtype)
+        self.sums[name].add_((weights_K @ updates).view(x.shape), alpha=scale)
+        return updates
+
+    def _count(self, weights: np.ndarray) -> None:
         self.weight += float(weights.sum())
         self.count += len(weights)
 
@@ -513,6 +586,15 @@ class UpdateSum:
     def mean(self, scale: float) -> Params:
         """Return x + scale · Σ w_k (W_k − x) / Σ w_k; x itself if nothing was added."""
         return self.step(scale / self.weight) if self.count else dict(self.params)
+
+
+def _scale(weights: np.ndarray) -> float:
+    """Return a power of two by which weights are divided so that they sum to at most 1.
+
+    Of such weights, no sum of finite float32 rows overflows; dividing by a power of two changes no
+    other bit of it.
+    """
+    return math.ldexp(1.0, math.frexp(float(np.abs(weights).sum()))[1])
 
 
 def moved(params: Mapping[str, Tensor], update: Mapping[str, Tensor], scale: float) -> Params:

@@ -51,3 +51,20 @@ def test_keys_that_would_not_be_distinct_are_refused(key):
 
 def test_purposes_have_different_checksums():
     assert len({zlib.crc32(word.encode()) for word in PURPOSES}) == len(PURPOSES)
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1])
+def test_many_at_once_draw_what_each_draws_alone(seed):
+    ends = [0, 1, 7, 999, 12345, 2**31, 2**32 - 2, 2**32 - 1]
+    for server_round in (0, 1, 2**32 - 1):
+        for some in (ends, ends[:3]):
+            drawn = seeds.rngs(seed, server_round, np.array(some), "batches")
+            for client, generator in zip(some, drawn, strict=True):
+                alone = seeds.rng(seed, server_round, client, "batches")
+                # The odd 32-bit draw leaves half a word behind, which must not reach the next.
+                assert generator.integers(1000, size=3, dtype=np.uint32).tolist() == (
+                    alone.integers(1000, size=3, dtype=np.uint32).tolist()
+                )
+                assert generator.permutation(50).tolist() == alone.permutation(50).tolist()
+    with pytest.raises(ValueError, match=r"outside \[0, 2\*\*32\)"):
+        list(seeds.rngs(seed, 1, np.array([*ends, 2**32]), "batches"))

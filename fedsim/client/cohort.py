@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.client.chain import ChainStep, chain_step, takes_plain_steps
 from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch
 from fedsim.client.objective import WEIGHTED_F1, confusion, sample_scores, weighted_f1
@@ -17,6 +19,7 @@ from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import NOTHING, TRAIN_LOSS, first_batch
 from fedsim.client.steps import StepFactory, length_groups
 from fedsim.client.whole import run_whole
+from fedsim.layers.model import StackedModel
 from fedsim.records import NUM_EXAMPLES, PART_BYTES, Chunk, Params, PayloadOf, Scalar
 
 StackedModels = Callable[[Params, Tensor], Tensor]
@@ -30,14 +33,21 @@ class CohortTrainer:
         runtime: Data, model, client half.
         make_step: How a step is taken; see `fedsim.client.steps`.
         models: How K models are evaluated at once.
+        stacked: The model, where plain steps of it may be taken on factors; see
+            `fedsim.client.chain`.
     """
 
     def __init__(
-        self, runtime: ClientRuntime, make_step: StepFactory, models: StackedModels
+        self,
+        runtime: ClientRuntime,
+        make_step: StepFactory,
+        models: StackedModels,
+        stacked: StackedModel | None = None,
     ) -> None:
         self.runtime = runtime
         self.make_step = make_step
         self.models = models
+        self.stacked = stacked if takes_plain_steps(runtime) else None
         self._memory: Params = {}
         # An integer tensor times a float would be float32 whatever the model's precision.
         self._precision = next(
@@ -73,10 +83,11 @@ class CohortTrainer:
             )
         plan = make_plan(self.runtime, clients, server_round)
         device, own = plan.x.device, self._own(client_arrays, plan)
+        make_step, held = self._step_maker(plan, params)
         make_step = partial(
-            self.make_step,
+            make_step,
             self.runtime,
-            weights=self._copies(params, len(clients)) if params else self._rooms(own),
+            weights=self._copies(held, len(clients)) if params else self._rooms(own),
             start=params,
             client_arrays=own,
             clients=plan.clients,
@@ -89,14 +100,17 @@ class CohortTrainer:
         step = make_step(gradient=gradient)
         dropout = self.runtime.dropout(server_round, plan.clients.tolist())
         rows_SKB = torch.from_numpy(plan.rows).to(device)
+        y_SKB = plan.y[rows_SKB]
         loss_K = torch.zeros(len(clients), dtype=torch.float64, device=device)
-        for s, lengths in enumerate(plan.lengths):
-            active, width = int((plan.steps > s).sum()), max(1, int(lengths.max()))
-            index = rows_SKB[s, :active, :width]
-            counts = torch.from_numpy(lengths[:active]).to(device)
-            step.step = s
-            losses = step.run(plan.x[index], plan.y[index], lengths[:active], dropout[:active])
-            loss_K[:active] += losses * counts
+        counts_SK = torch.from_numpy(plan.lengths).to(device)
+        for s, (active, width) in enumerate(plan.extents()):
+            if isinstance(step, ChainStep) and step.inputs is not None:
+                x = step.inputs[:active, s, :width]
+            else:
+                x = self._gather(plan.x, rows_SKB[s, :active, :width])
+            step.step, lengths = s, plan.lengths[s, :active]
+            losses = step.run(x, y_SKB[s, :active, :width], lengths, dropout[:active])
+            loss_K[:active] += losses * counts_SK[s, :active]
         seen = np.maximum(plan.lengths.sum(0), 1)
         protection, public = self.runtime.protection, self.runtime.protection.public_examples
         metrics = {
@@ -112,10 +126,25 @@ class CohortTrainer:
                 upload |= protection.seal_(step.weights, params, who, server_round, samples, told)
         return Chunk(
             client_index=plan.clients,
-            arrays=step.weights,
+            arrays=step.result(),
             client_arrays=upload,
             metrics=metrics,
         )
+
+    def _step_maker(self, plan: Plan, params: Params) -> tuple[StepFactory, Params]:
+        """Return how steps are taken, and those of `params` of which each client has a copy."""
+        if self.stacked is not None and params:
+            found = chain_step(self.stacked, plan, params, self._room)
+            if found is not None:
+                return found
+        return self.make_step, params
+
+    def _gather(self, x: Tensor, index: Tensor) -> Tensor:
+        """Return the samples of one step, `[A, B, ...]`, in memory that the next step reuses."""
+        rows = index.flatten()
+        out = self._block(" batch", x[0], len(rows))
+        batch: Tensor = torch.index_select(x, 0, rows, out=out)
+        return batch.view(*index.shape, *x.shape[1:])
 
     def _full_gradients(
         self, clients: np.ndarray, server_round: int, make_step: StepFactory
@@ -168,10 +197,14 @@ class CohortTrainer:
 
     def _block(self, name: str, like: Tensor, count: int) -> Tensor:
         """Return memory for `count` tensors, the same in each round."""
-        held = self._memory.get(name)
-        if held is None or len(held) < count:
-            held = self._memory[name] = like.new_empty((count, *like.shape))
-        return held[:count]
+        return self._room(name, (count, *like.shape), like)
+
+    def _room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory of a shape, the same in each round."""
+        size, held = math.prod(shape), self._memory.get(name)
+        if held is None or len(held) < size or held.dtype != like.dtype:
+            held = self._memory[name] = like.new_empty(size)
+        return held[:size].view(shape)
 
 
 @torch.no_grad()

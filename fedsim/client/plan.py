@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.client.runtime import ClientRuntime, Pool
+from fedsim.client.work import as_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Plan:
         order: Position of each row's client in what was asked for, `[K]`.
         clients: Client indices, `[K]`.
         x, y: The pool of samples, `[M, ...]`.
-        rows: Pool rows of each batch, padded with the batch's first row, `[S, K, B]`.
+        rows: Pool rows of each batch, padded with the batch's first row (an empty one with any),
+            `[S, K, B]`.
         lengths: True batch lengths, `[S, K]`; 0 where the client has finished, or where a Poisson
             batch is empty.
         steps: How many steps each client takes, `[K]`.
@@ -37,6 +39,12 @@ class Plan:
     steps: np.ndarray
     num_examples: np.ndarray
 
+    def extents(self) -> list[tuple[int, int]]:
+        """Return, for each step, how many clients still work, and the longest batch of theirs."""
+        active_S = (self.steps > np.arange(len(self.lengths))[:, None]).sum(1)
+        width_S = np.maximum(self.lengths.max(1, initial=0), 1)
+        return list(zip(active_S.tolist(), width_S.tolist(), strict=True))
+
 
 def make_plan(
     runtime: ClientRuntime,
@@ -51,24 +59,24 @@ def make_plan(
     With `sweep`, every sample of each client once, in order. `pool` is theirs, if it is there.
     """
     pool = runtime.pool(clients.tolist()) if pool is None else pool
-    batches = [
-        runtime.work.sweep(len(rows))
-        if sweep
-        else runtime.batches(server_round, int(client), len(rows))
-        for client, rows in zip(clients, pool.rows, strict=True)
-    ]
-    order = np.argsort([-len(b) for b in batches], kind="stable")
-    steps = max((len(b) for b in batches), default=0)
-    width = max(1, max((len(p) for b in batches for p in b), default=1))
-    rows_SKB = np.zeros((steps, len(clients), width), np.int64)
-    lengths_SK = np.zeros((steps, len(clients)), np.int64)
-    for column, k in enumerate(order):
-        own = pool.rows[k]
-        for step, positions in enumerate(batches[k]):
-            rows_SKB[step, column, : len(positions)] = own[positions]
-            if len(positions):  # an empty batch is padded with whatever comes first in the pool
-                rows_SKB[step, column, len(positions) :] = own[positions[0]]
-            lengths_SK[step, column] = len(positions)
+    sizes = [len(rows) for rows in pool.rows]
+    if sweep:
+        tables = [as_table(runtime.work.sweep(n)) for n in sizes]
+    else:
+        tables = list(runtime.tables(server_round, clients, sizes))
+    steps_K = np.array([len(lengths) for _, lengths in tables], np.int64)
+    order = np.argsort(-steps_K, kind="stable")
+    steps = int(steps_K.max(initial=0))
+    width = max([1, *(positions.shape[1] for positions, _ in tables if len(positions))])
+    shapes = {positions.shape for positions, _ in tables}
+    if len(shapes) == 1 and len(set(sizes)) == 1 and sizes[0]:  # all alike, in one go
+        own_KSB = np.stack(
+            [own[positions] for own, (positions, _) in zip(pool.rows, tables, strict=True)]
+        )
+        rows_SKB = np.ascontiguousarray(own_KSB.transpose(1, 0, 2))
+        lengths_SK = np.stack([lengths for _, lengths in tables], 1)
+    else:
+        rows_SKB, lengths_SK = _ragged(tables, pool.rows, order, steps, width)
     return Plan(
         order=order,
         clients=clients[order],
@@ -76,6 +84,28 @@ def make_plan(
         y=pool.y,
         rows=rows_SKB,
         lengths=lengths_SK,
-        steps=np.array([len(batches[k]) for k in order], np.int64),
-        num_examples=np.array([len(pool.rows[k]) for k in order], np.int64),
+        steps=steps_K[order],
+        num_examples=np.array(sizes, np.int64)[order],
     )
+
+
+def _ragged(
+    tables: list[tuple[np.ndarray, np.ndarray]],
+    rows: list[np.ndarray],
+    order: np.ndarray,
+    steps: int,
+    width: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (pool rows `[S, K, B]`, lengths `[S, K]`) of clients in order, as `Plan` has them."""
+    rows_SKB = np.zeros((steps, len(order), width), np.int64)
+    lengths_SK = np.zeros((steps, len(order)), np.int64)
+    for column, k in enumerate(order.tolist()):
+        (positions_SB, lengths_S), own = tables[k], rows[k]
+        if not len(own):  # its batches are empty
+            continue
+        own_SB, count = own[positions_SB], len(positions_SB)
+        rows_SKB[:count, column, : own_SB.shape[1]] = own_SB
+        if own_SB.shape[1] < width:
+            rows_SKB[:count, column, own_SB.shape[1] :] = own_SB[:, :1]
+        lengths_SK[:count, column] = lengths_S
+    return rows_SKB, lengths_SK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from fedsim.client import differentiate
 from fedsim.client.differentiate import Grad
 from fedsim.client.gradient import GradientEstimator
 from fedsim.client.half import UNLABELLED, ClientContext, ClientHalf
-from fedsim.client.work import LocalSGD
+from fedsim.client.work import LocalSGD, as_table
 from fedsim.compression.update import Compressor
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
@@ -189,12 +189,31 @@ class ClientRuntime:
         """Return the batches of one client's round: positions in [0, n), one array a step."""
         return self.estimator.batches(self.work, self.seed, server_round, client, n)
 
+    def tables(
+        self, server_round: int, clients: np.ndarray, sizes: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield what `batches` returns for each of some clients, as a table.
+
+        Returns:
+            Positions `[S, B]`, where short batches are filled up, and their lengths `[S]`; see
+            `LocalSGD.drawn`.
+        """
+        if type(self.estimator).batches is not GradientEstimator.batches:
+            for client, n in zip(clients.tolist(), sizes, strict=True):
+                yield as_table(self.batches(server_round, client, n))
+            return
+        generators = seeds.rngs(self.seed, server_round, clients, "batches")
+        for rng, n in zip(generators, sizes, strict=True):
+            yield self.work.drawn(rng, n)
+
     def samples(self, client: int, *, held_out: bool = False) -> np.ndarray:
         """Return a client's train-set indices for training, or for its own evaluation.
 
         The split is keyed by the client alone, the same in every round.
         """
         indices = self.partition.indices(client)
+        if not self.holdout and self.dataset.labelled == 1 and not held_out:
+            return indices
         own: np.ndarray = indices[self.positions(client, len(indices), held_out=held_out)]
         return own
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim.client.differentiate import functional_gradient
 from fedsim.client.half import Batch, ClientContext, ClientHalf, Shift
+from fedsim.client.objective import sample_losses_and_gradients
 from fedsim.client.runtime import ClientRuntime
 from fedsim.layers.model import StackedModel
 from fedsim.models.dropout import install
@@ -56,7 +57,7 @@ class CohortStep(abc.ABC):
         self.server_round, self.gradient = server_round, gradient
         self.step = 0
         self.lr = runtime.work.lr_at(server_round)
-        self.trained = {name: weights[name] for name in runtime.trainable}
+        self.trained = {name: weights[name] for name in runtime.trainable if name in weights}
         self.corrects = any(runtime.half.overrides(level) for level in ("correct", "frozen"))
         self.shift: Shift | None = None
         if runtime.half.overrides("shift") and not self.corrects:
@@ -163,6 +164,73 @@ class CohortStep(abc.ABC):
     def _anchor(self, shift: Shift, name: str, active: int) -> Tensor:
         return self.start[name] if shift.anchor is None else shift.anchor[name][:active]
 
+    def output_gradient(
+        self, outputs: Tensor, x: Tensor, y: Tensor, lengths: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Return each client's mean loss `[A]` and the gradient of their sum, as the outputs are.
+
+        `outputs [A*B, ...]` are no part of a graph; only a loss of the half's own is left to
+        autograd.
+        """
+        half, (active, width) = self.runtime.half, y.shape[:2]
+        if half.overrides("criterion") or half.overrides("sample_losses") or outputs.dim() > 2:
+            outputs.requires_grad_()
+            losses_A = self._losses_of(outputs, x, y, lengths)
+            (grad,) = torch.autograd.grad(losses_A.sum(), outputs)
+            return losses_A.detach(), grad
+        task = self.runtime.dataset.task
+        losses, grad = sample_losses_and_gradients(task, outputs, y.flatten(0, 1))
+        losses_AB = losses.view(active, width)
+        if int(lengths.min()) == width:
+            return losses_AB.mean(1), grad.div_(width)
+        counts_A = torch.from_numpy(lengths).to(y.device)
+        valid_AB = torch.arange(width, device=y.device) < counts_A.unsqueeze(1)
+        share_AB = valid_AB.to(grad.dtype) / counts_A.unsqueeze(1)
+        losses_A = torch.where(valid_AB, losses_AB, 0).sum(1) / counts_A
+        # Not by a factor of 0: what is padded with may give an infinite gradient.
+        grad = torch.where(valid_AB.view(-1, 1), grad.mul_(share_AB.view(-1, 1)), 0)
+        return losses_A, grad
+
+    def _losses_of(self, outputs: Tensor, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        if self.runtime.half.overrides("criterion"):
+            return self._criterion(outputs, x, y, lengths)
+        return self._mean_losses(outputs, y, lengths)
+
+    def _mean_losses(self, outputs: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        active, width = y.shape[:2]
+        task, half = self.runtime.dataset.task, self.runtime.half
+        losses_AB = half.sample_losses(task, outputs, y.flatten(0, 1))
+        losses_AB = losses_AB.view(active, width)
+        if int(lengths.min()) == width:
+            return losses_AB.mean(1)
+        counts_A = torch.from_numpy(lengths).to(y.device)
+        valid_AB = torch.arange(width, device=y.device) < counts_A.unsqueeze(1)
+        return torch.where(valid_AB, losses_AB, 0).sum(1) / counts_A
+
+    def _criterion(self, outputs: Tensor, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        """Return the half's criterion per client; it sees its true batch, so lengths group."""
+        outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
+        losses_A, half = outputs.new_zeros(len(lengths)), self.runtime.half
+
+        def one(z: Tensor, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor) -> Tensor:
+            return half.criterion(z, Batch(x=xb, y=yb), self.context(arrays, steps))
+
+        groups = length_groups(lengths, y.device)
+        for length, index in groups:
+            z, xb, yb = (t[index, :length] for t in (outputs_AB, x, y))
+            if half.overrides("criteria"):
+                own_A = half.criteria(z, Batch(x=xb, y=yb), self.context(*self.own(index)))
+            else:
+                own_A = torch.vmap(one)(z, xb, yb, *self.own(index))
+            if len(groups) == 1:  # all of them: an assignment would be differentiated, too
+                return own_A
+            losses_A[index] = own_A
+        return losses_A
+
+    def result(self) -> Params:
+        """Return the clients' models, name -> `[K, ...]`, in the model's order."""
+        return self.weights
+
     def upload(self) -> Params:
         """Return what the half sends besides the model, name -> `[K, ...]`."""
         if not self.runtime.half.overrides("upload"):
@@ -198,9 +266,21 @@ class RuleStep(CohortStep):
     ) -> Tensor:
         if dropout:
             install(self.stacked.module, dropout, lengths.tolist())
+        if self.stacked.chain is not None:
+            return self._run_by_hand(x, y, lengths)
         loss_A = self._losses(x, y, lengths)
         self._update(self.stacked.backward(loss_A.sum()), len(lengths))
         return loss_A.detach()
+
+    def _run_by_hand(self, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
+        """Do as `run`, where the model is a chain: without a graph."""
+        with torch.no_grad():
+            outputs = self.stacked.forward_by_hand(x.flatten(0, 1), len(lengths))
+        loss_A, grad = self.output_gradient(outputs, x, y, lengths)
+        with torch.no_grad():
+            grads = self.stacked.backward_by_hand(grad)
+        self._update(grads, len(lengths))
+        return loss_A
 
     def add_gradient(
         self, into: Params, x: Tensor, y: Tensor, lengths: np.ndarray, share_A: Tensor
@@ -211,40 +291,7 @@ class RuleStep(CohortStep):
 
     def _losses(self, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
         outputs = self.stacked.forward(x.flatten(0, 1), len(lengths))
-        if self.runtime.half.overrides("criterion"):
-            return self._criterion(outputs, x, y, lengths)
-        return self._mean_losses(outputs, y, lengths)
-
-    def _mean_losses(self, outputs: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
-        active, width = y.shape[:2]
-        task, half = self.runtime.dataset.task, self.runtime.half
-        losses_AB = half.sample_losses(task, outputs, y.flatten(0, 1))
-        losses_AB = losses_AB.view(active, width)
-        if int(lengths.min()) == width:
-            return losses_AB.mean(1)
-        counts_A = torch.from_numpy(lengths).to(y.device)
-        valid_AB = torch.arange(width, device=y.device) < counts_A.unsqueeze(1)
-        return torch.where(valid_AB, losses_AB, 0).sum(1) / counts_A
-
-    def _criterion(self, outputs: Tensor, x: Tensor, y: Tensor, lengths: np.ndarray) -> Tensor:
-        """Return the half's criterion per client; it sees its true batch, so lengths group."""
-        outputs_AB = outputs.view(*y.shape[:2], *outputs.shape[1:])
-        losses_A, half = outputs.new_zeros(len(lengths)), self.runtime.half
-
-        def one(z: Tensor, xb: Tensor, yb: Tensor, arrays: Params, steps: Tensor) -> Tensor:
-            return half.criterion(z, Batch(x=xb, y=yb), self.context(arrays, steps))
-
-        groups = length_groups(lengths, y.device)
-        for length, index in groups:
-            z, xb, yb = (t[index, :length] for t in (outputs_AB, x, y))
-            if half.overrides("criteria"):
-                own_A = half.criteria(z, Batch(x=xb, y=yb), self.context(*self.own(index)))
-            else:
-                own_A = torch.vmap(one)(z, xb, yb, *self.own(index))
-            if len(groups) == 1:  # all of them: an assignment would be differentiated, too
-                return own_A
-            losses_A[index] = own_A
-        return losses_A
+        return self._losses_of(outputs, x, y, lengths)
 
     @torch.no_grad()
     def _update(self, output_grads: list[Tensor | None], active: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -98,15 +99,34 @@ class LocalSGD(Part):
 
         Drawn from the key (seed, round, client, "batches"): the same in every engine.
         """
-        if n == 0:
-            return []
         rng = seeds.rng(seed, server_round, client, "batches")
-        size = min(self.batch_size, n)
-        if self.steps is None:
-            passes = [rng.permutation(n) for _ in range(self.epochs or 0)]
-            return [p[i : i + size] for p in passes for i in range(0, n, size)]
-        stream = self._stream(rng, n, size)
-        return [next(stream) for _ in range(self.steps)]
+        positions_SB, lengths_S = self.drawn(rng, n)
+        pairs = zip(positions_SB, lengths_S.tolist(), strict=True)
+        return [positions_B[:length] for positions_B, length in pairs]
+
+    def drawn(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the batches of one client's round, as rows of a table.
+
+        Returns:
+            Sample positions in [0, n), `[S, B]`, short batches filled up with their first; and how
+            long each batch is, `[S]`.
+        """
+        size = max(1, min(self.batch_size, n))
+        if n == 0:
+            return np.zeros((0, size), np.int64), np.zeros(0, np.int64)
+        if self.steps is not None:
+            stream = self._stream(rng, n, size)
+            positions_SB = np.stack([next(stream) for _ in range(self.steps)])
+            return positions_SB, np.full(self.steps, size)
+        steps, short = math.ceil(n / size), n % size
+        passes = []
+        for _ in range(self.epochs or 0):
+            order = rng.permutation(n)
+            if short:
+                order = np.concatenate([order, np.full(size - short, order[n - short])])
+            passes.append(order.reshape(steps, size))
+        positions_SB = passes[0] if len(passes) == 1 else np.concatenate(passes)
+        return positions_SB, _lengths(steps, size, short, len(passes))
 
     def sweep(self, n: int) -> list[np.ndarray]:
         """Return batches that hold each of n samples once, in order."""
@@ -137,3 +157,31 @@ class LocalSGD(Part):
             torch._foreach_add_(buffers, updates)
             updates = buffers
         torch._foreach_add_(weights, updates, alpha=-lr)
+
+
+@lru_cache
+def _lengths(steps: int, size: int, short: int, passes: int) -> np.ndarray:
+    """Return the lengths of the batches of some passes, `[S]`; shared, not to be written to."""
+    lengths_S = np.full(steps * passes, size)
+    if short:
+        lengths_S[steps - 1 :: steps] = short
+    lengths_S.flags.writeable = False
+    return lengths_S
+
+
+def as_table(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return batches of any lengths as a table, `[S, B]`, and their lengths, `[S]`.
+
+    Short ones are filled up with their first position, empty ones with 0.
+
+    Example:
+        >>> positions, lengths = as_table([np.array([4, 5]), np.array([], np.int64)])
+        >>> positions.tolist(), lengths.tolist()
+        ([[4, 5], [0, 0]], [2, 0])
+    """
+    lengths_S = np.array([len(batch) for batch in batches], np.int64)
+    positions_SB = np.zeros((len(batches), max(1, lengths_S.max(initial=0))), np.int64)
+    for row, batch in zip(positions_SB, batches, strict=True):
+        row[:] = batch[0] if len(batch) else 0
+        row[: len(batch)] = batch
+    return positions_SB, lengths_S

@@ -14,6 +14,7 @@ import typer
 
 from fedsim.commands import options
 from fedsim.errors import ResumeError
+from fedsim.garbage import uncollected
 
 if TYPE_CHECKING:
     from fedsim.lifecycle import Run
@@ -29,11 +30,12 @@ def run(
 ) -> None:
     """Run a scenario: thousands of virtual clients in this process."""
     with options.errors(debug):
-        from fedsim.config import compose
-        from fedsim.lifecycle import Run
-        from fedsim.results import RunFolder
-        from fedsim.simulation import Simulation
-        from fedsim.smoke import Smoke
+        with uncollected():
+            from fedsim.config import compose
+            from fedsim.lifecycle import Run
+            from fedsim.results import RunFolder
+            from fedsim.simulation import Simulation
+            from fedsim.smoke import Smoke
 
         scenario, rest = options.scenario(overrides)
         config = compose(scenario, rest)
@@ -56,12 +58,13 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped, from its latest checkpoint."""
     with options.errors(debug):
-        from fedsim.config import compose
-        from fedsim.config.overrides import parse
-        from fedsim.deploy.sitting import is_deployed
-        from fedsim.lifecycle import Run
-        from fedsim.results import RunFolder, check_unchanged
-        from fedsim.simulation import Simulation
+        with uncollected():
+            from fedsim.config import compose
+            from fedsim.config.overrides import parse
+            from fedsim.deploy.sitting import is_deployed
+            from fedsim.lifecycle import Run
+            from fedsim.results import RunFolder, check_unchanged
+            from fedsim.simulation import Simulation
 
         opened = RunFolder.open(folder)
         config = opened.config()
@@ -84,8 +87,9 @@ def resume(
 
 def _go(run: Run, as_json: bool, *, resume: bool) -> None:
     """Drive a run to its end, show it, write its report; exit 130 if it was interrupted."""
-    from fedsim.drive import drive, how_to_resume
-    from fedsim.progress import display
+    with uncollected():
+        from fedsim.drive import drive, how_to_resume
+        from fedsim.progress import display
 
     with _Interrupt() as interrupt:
         run.stop = interrupt

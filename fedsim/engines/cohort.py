@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.client.app import make_client_app
+from fedsim.client.chain import saved_bytes
 from fedsim.client.cohort import CohortTrainer, evaluate_clients, evaluate_personal
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.steps import PrivateStep, RuleStep, VmapStep
@@ -88,7 +89,9 @@ class CohortGrid(InProcessGrid):
         self.trainer, self.plan, self.why = choose_trainer(runtime, plan)
         if self.trainer is None:
             runtime.estimator.check_alone(runtime)
-        self.chunk = chunk or (default_chunk(runtime) if self.trainer is not None else 1)
+        stacked = None if self.trainer is None else self.trainer.stacked
+        automatic = 1 if self.trainer is None else default_chunk(runtime, stacked)
+        self.chunk = chunk or automatic
         if self.why:
             log.warning("cohort engine runs '%s': %s", self.plan, self.why)
 
@@ -295,7 +298,7 @@ def _rules_trainer(runtime: ClientRuntime) -> CohortTrainer:
         outputs = stacked.forward(x.flatten(0, 1), len(x))
         return outputs.view(*x.shape[:2], *outputs.shape[1:])
 
-    return CohortTrainer(runtime, partial(step, stacked), models)
+    return CohortTrainer(runtime, partial(step, stacked), models, stacked)
 
 
 def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
@@ -328,15 +331,18 @@ def _vmap_trainer(runtime: ClientRuntime) -> CohortTrainer:
     return CohortTrainer(runtime, VmapStep, models)
 
 
-def default_chunk(runtime: ClientRuntime) -> int:
+def default_chunk(runtime: ClientRuntime, stacked: StackedModel | None = None) -> int:
     """Return how many clients to train at once.
 
     On a CPU, as many as keep their weights and activations in the cache (16 MiB of them), at least
     4 and at most 64: small models cost dispatch, which clients share; large ones memory traffic.
+    Where a stacked model takes plain steps, weights may be kept as factors, which are smaller.
     """
     if runtime.half.queried:
         return ANSWERS
     size, device = bytes_per_client(runtime), runtime.dataset.train_x.device
+    if stacked is not None:
+        size = max(1, size - saved_bytes(stacked, runtime))
     if device.type != "cuda":
         return max(4, min(64, 2**24 // size))
     # Not what is free just now: float sums depend on the chunk, and a resumed run must sum alike.

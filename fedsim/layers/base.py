@@ -35,13 +35,14 @@ class Tape:
         rows: How many samples those have together, K*B.
         records: What the last forward recorded, in order of execution. An output is kept as its
             place in the graph, not as a tensor: user code may write into the tensor afterwards
-            (`nn.ReLU(inplace=True)`, `y += x`), which would make it another quantity.
+            (`nn.ReLU(inplace=True)`, `y += x`), which would make it another quantity. None where
+            there is no graph (`fedsim.layers.chain`).
     """
 
     weights: Params = field(default_factory=dict)
     active: int = 0
     rows: int = 0
-    records: list[tuple[StackedLayer, Tensor, GradientEdge]] = field(default_factory=list)
+    records: list[tuple[StackedLayer, Tensor, GradientEdge | None]] = field(default_factory=list)
 
 
 class StackedLayer(nn.Module, abc.ABC):

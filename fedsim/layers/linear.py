@@ -18,7 +18,8 @@ class StackedLinear(StackedLayer):
     """
 
     def configure(self, layer: nn.Module) -> None:
-        self.out_features = cast(nn.Linear, layer).out_features
+        linear = cast(nn.Linear, layer)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def run(self, a: Tensor) -> Tensor:
         weight_KOI, bias_KO = cast(Tensor, self.weight("weight")), self.weight("bias")
@@ -28,6 +29,12 @@ class StackedLinear(StackedLayer):
         else:
             y = torch.baddbmm(bias_KO.unsqueeze(1), a_KBI, weight_KOI.transpose(1, 2))
         return y.view(*a.shape[:-1], self.out_features)
+
+    def back(self, g: Tensor) -> Tensor:
+        """Return the gradient of the inputs, from that of the outputs."""
+        weight_KOI = cast(Tensor, self.weight("weight"))
+        g_KBO = g.reshape(len(weight_KOI), -1, g.shape[-1])
+        return torch.bmm(g_KBO, weight_KOI).view(*g.shape[:-1], weight_KOI.shape[-1])
 
     def instantiate(self, parameter: str, a: Tensor, g: Tensor) -> Tensor:
         g_NTO = g.reshape(len(g), -1, g.shape[-1])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedsim.layers import RULES
 from fedsim.layers.base import Kept, StackedLayer, Tape
+from fedsim.layers.chain import chain_of
 from fedsim.layers.shared import Use, shared_square_norm
 from fedsim.records import Params
 
@@ -58,6 +59,7 @@ class StackedModel:
         if missing := [name for key, name in first_name.items() if key not in covered]:
             raise NoRuleError(f"parameter '{missing[0]}' belongs to no layer with a rule")
         self.module = _swap(copy.deepcopy(model), swapped)
+        self.chain = chain_of(self.module)
 
     def forward(self, x: Tensor, active: int) -> Tensor:
         """Return the outputs for folded inputs `x [active*B, ...]`, recording for `contract_`."""
@@ -66,13 +68,27 @@ class StackedModel:
         outputs: Tensor = self.module(x)
         return outputs
 
+    def forward_by_hand(self, x: Tensor, active: int) -> Tensor:
+        """Do as `forward`, where the model is a chain, for `backward_by_hand`: without a graph."""
+        if self.chain is None:
+            raise NoRuleError("the model is no chain of layers that is differentiated by hand")
+        self.tape.active, self.tape.rows = active, len(x)
+        self.clear()
+        outputs, inputs = self.chain.forward(x)
+        self.tape.records.extend((layer, a, None) for layer, a in inputs)
+        return outputs
+
+    def backward_by_hand(self, grad: Tensor) -> list[Tensor | None]:
+        """Return what `backward` does, from the gradient of the outputs `[active*B, ...]`."""
+        return [] if self.chain is None else self.chain.backward(grad)
+
     def backward(self, loss: Tensor) -> list[Tensor | None]:
         """Return the gradient of a scalar with respect to each recorded layer output.
 
         No weight gradient is computed, nor that of the first layer's input. None where the loss
         does not depend on an output.
         """
-        outputs = [edge for _, _, edge in self.tape.records]
+        outputs = [edge for _, _, edge in self.tape.records if edge is not None]
         return list(torch.autograd.grad(loss, outputs, allow_unused=True))
 
     @torch.no_grad()

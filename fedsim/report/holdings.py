@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
+from functools import lru_cache
 
 from fedsim.report import figures
 from fedsim.report.heatmap import label_heatmap
@@ -15,6 +16,7 @@ _DOTS_PER_PIXEL = 150 / 96
 """The image has 150 dots per inch; a page has 96 pixels."""
 
 
+@lru_cache(maxsize=1)  # a file, and a picture in the page
 def holdings_png(holdings: Holdings) -> bytes:
     """Return the heat map of clients and classes as a PNG file's content."""
     count, population = len(holdings.histogram_KC), holdings.num_clients

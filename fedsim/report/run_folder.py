@@ -22,7 +22,7 @@ _PNG = b"\x89PNG\r\n"
 _MOST_SAMPLES = 2**40
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Holdings:
     """Who holds what, of the clients that the run chose to show (all, or a sample of them).
 

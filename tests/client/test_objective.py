@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from fedsim.client import Batch, ClientHalf
-from fedsim.client.objective import mean_scores, sample_losses, sample_scores, score_names
+from fedsim.client.objective import (
+    mean_scores,
+    sample_losses,
+    sample_losses_and_gradients,
+    sample_scores,
+    score_names,
+)
 
 LOG3 = math.log(3.0)
 
@@ -69,3 +75,18 @@ def test_a_half_knows_what_it_overrides():
     levels = ("criterion", "loss", "correct", "upload")
     assert [ClientHalf().overrides(level) for level in levels] == [False] * 4
     assert [Mine().overrides(level) for level in levels] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_gradients_by_hand_are_those_of_autograd(task):
+    rng = torch.Generator().manual_seed(0)
+    outputs = torch.randn(7, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    targets = torch.randn(7, 4, generator=rng, dtype=torch.float64)
+    targets = targets.argmax(1) if task == "classification" else targets
+    losses = sample_losses(task, outputs, targets)
+    (expected,) = torch.autograd.grad(losses.sum(), outputs)
+    before = outputs.detach().clone()
+    got, grads = sample_losses_and_gradients(task, before, targets)
+    close(got, losses.tolist())
+    torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(before, outputs)

@@ -81,6 +81,65 @@ def test_outputs_and_gradients_are_those_of_each_client_alone(name, active):
     assert all((grad[active:] == 0).all() for grad in grads.values())
 
 
+@pytest.mark.parametrize("active", [K, 2])
+@pytest.mark.parametrize("name", ["linear", "mlp", "tanh", "nested"])
+def test_chains_by_hand_are_what_autograd_makes_of_them(name, active):
+    if name in MODELS:
+        model, weights, x = make(name)
+    else:
+        model, weights, x = chain(name)
+    stacked = StackedModel(model)
+    stacked.tape.weights = weights
+    folded = x[:active].flatten(0, 1)
+    y = stacked.forward(folded, active)
+    expected = stacked.backward((y.pow(2) + y).sum())
+    recorded = [(layer, a) for layer, a, _ in stacked.tape.records]
+    with torch.no_grad():
+        by_hand = stacked.forward_by_hand(folded, active)
+        grads = stacked.backward_by_hand(2 * by_hand + 1)
+    torch.testing.assert_close(by_hand, y.detach(), rtol=1e-12, atol=1e-12)
+    for (layer, a), (other, b, _) in zip(recorded, stacked.tape.records, strict=True):
+        assert layer is other
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-12)
+
+
+def chain(name):
+    """Return (model, weights, inputs) of chains that the zoo does not have."""
+    layers = {
+        "tanh": [nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Tanh()],
+        "nested": [nn.Sequential(nn.ReLU(), nn.ReLU(), nn.Identity())],
+    }[name]
+    model = nn.Sequential(nn.Linear(6, 8), *layers, nn.Linear(8, 3)).double()
+    rng = torch.Generator().manual_seed(1)
+    weights = {
+        n: torch.randn(K, *p.shape, generator=rng, dtype=torch.float64)
+        for n, p in model.named_parameters()
+    }
+    return model, weights, torch.randn(K, B, 6, generator=rng, dtype=torch.float64)
+
+
+def test_what_is_no_chain():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Own(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    hooked = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
+    hooked[1].register_forward_hook(lambda module, args, y: y + 1)
+    inside = nn.Sequential(nn.Linear(6, 3), nn.Flatten(), nn.Linear(3, 3))
+    unknown = nn.Sequential(nn.Linear(6, 3), nn.GELU())
+    early = nn.Sequential(nn.ReLU(), nn.Linear(6, 3))
+    for model in (Own(nn.Linear(6, 3)), hooked, inside, unknown, early):
+        assert StackedModel(model).chain is None
+    assert StackedModel(nn.Sequential(nn.Linear(6, 3))).chain is not None
+    with pytest.raises(NoRuleError, match="Twice"):
+        StackedModel(nn.Sequential(Twice(6, 3)))
+
+
 def test_tied_weights_are_one_parameter_with_the_gradients_of_both_uses():
     model, weights, _ = make("transformer, tied")
     assert "tokens.weight" in weights
