@@ -63,10 +63,6 @@ def test_an_update_that_is_not_finite_is_not_remembered(bad: float) -> None:
     assert after["residual"].tolist() == [2.0, 3.0]
 
 
-def test_where_all_is_sent_nothing_changes() -> None:
-    assert distance(end("compression=top_k", "compression.share=1"), end()) < 1e-13
-
-
 def test_who_remembers_what_is_told_by_index_alone() -> None:
     """Whoever takes part, and however many at once."""
     words = ("compression=top_k", "compression.share=0.02")
