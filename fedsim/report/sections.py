@@ -405,7 +405,7 @@ def footprint(data: RunData) -> Html:
         "p",
         "Bytes are those of the messages' records as Flower encodes them; operations, of matrix "
         "products and convolutions, are counted on what clients do; seconds are simulated, those "
-        "of the scenario's device profile.",
+        "of the scenario's devices and of the links of its topology.",
     )
     return page.section("Footprint of clients", lead, *parts)
 
