@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import networkx as nx
 import numpy as np
 import torch
 from flwr.serverapp import Grid
@@ -66,6 +65,9 @@ from fedsim.rounds import Evaluation, Observer, RoundLoop
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
 from fedsim.topology.base import TYPE, TopologyPart
 from fedsim.topology.traffic import ThroughServer, Traffic
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 log = logging.getLogger(__name__)
 
