@@ -36,7 +36,8 @@ from fedsim.report.round_columns import GROUPS
 from fedsim.report.run_folder import RunData
 from fedsim.results import MODEL, RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 
 
 class _Silent(Display):

@@ -89,7 +89,7 @@ class RunFolder:
 
         Args:
             config: Of the run.
-            smoke: Mark the run as cut down; see `fedsim.simulation.Smoke`.
+            smoke: Mark the run as cut down; see `fedsim.smoke.Smoke`.
             at: The folder itself, one of `candidates`, written down before it is made; it may be
                 there already, if nothing has run in it.
 

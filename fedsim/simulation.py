@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,20 +18,19 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedsim import seeds, third_party
-from fedsim.asynchronous import AsynchronousStrategy
 from fedsim.attack.base import Attackers, AttackPart
 from fedsim.catalog import APART
-from fedsim.client.half import ClientHalf
 from fedsim.client.runtime import ClientRuntime
 from fedsim.client.sequential import evaluate
 from fedsim.client.work import LocalSGD
+from fedsim.compatibility import check_answers, check_decomposition, check_parts, check_topology
 from fedsim.compression import CompressionPart, Compressor
 from fedsim.config import Config, build_part
 from fedsim.data.dataset import DataPart, Dataset
 from fedsim.decomposition import Decomposition
 from fedsim.devices.base import DevicesPart, Fleet
 from fedsim.engines import recipe
-from fedsim.engines.base import EnginePart, IndexedGrid, LocalGrid
+from fedsim.engines.base import EnginePart, IndexedGrid
 from fedsim.engines.flwr_compat import quiet_flower
 from fedsim.errors import ConfigError
 from fedsim.footprint import Meter
@@ -50,7 +47,6 @@ from fedsim.pace.check import check_pace
 from fedsim.pace.gate import Pace
 from fedsim.participation.base import (
     ParticipationPart,
-    PartOf,
     Population,
     Schedule,
     WithSamples,
@@ -58,12 +54,13 @@ from fedsim.participation.base import (
 from fedsim.partition.base import Partition, PartitionPart, labelled_sizes, train_sizes
 from fedsim.protection import PrivacyPart, Protection, Setting
 from fedsim.protection.base import NoPrivacy
-from fedsim.query import Findings, QueryStrategy, Released, check_scenario
+from fedsim.query import Findings, QueryStrategy, Released
 from fedsim.records import Params
 from fedsim.report.shown import shown_clients
 from fedsim.rounds import Evaluation, Observer, RoundLoop
+from fedsim.smoke import Smoke
 from fedsim.strategy import EvaluateWhom, Federation, FedsimStrategy
-from fedsim.topology.base import TYPE, TopologyPart
+from fedsim.topology.base import TopologyPart
 from fedsim.topology.traffic import ThroughServer, Traffic
 
 if TYPE_CHECKING:
@@ -72,40 +69,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 P = TypeVar("P")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Smoke:
-    """A scenario cut down to see whether it runs at all: one round, one batch, few of everything.
-
-    Attributes:
-        clients: How many clients train, and evaluate.
-        test_samples: How much of the test set is used.
-    """
-
-    clients: int = 2
-    test_samples: int = 128
-
-    def work(self, work: LocalSGD) -> LocalSGD:
-        """Return local work of one batch."""
-        return dataclasses.replace(work, epochs=None, steps=1)
-
-    def schedule(self, schedule: Schedule, num_clients: int) -> Schedule:
-        """Return a schedule of a few clients in every round."""
-        return _FewClients(schedule, min(self.clients, num_clients))
-
-
-class _FewClients(PartOf):
-    def __init__(self, schedule: Schedule, count: int) -> None:
-        super().__init__(schedule)
-        self.count = count
-
-    def select(self, server_round: int) -> np.ndarray:
-        chosen = self.schedule.select(server_round)[: self.count]
-        return chosen if len(chosen) else np.arange(self.count)
-
-    def rates(self) -> np.ndarray:
-        return self.schedule.rates()
 
 
 Plant = Callable[["Simulation", Protection], Protection]
@@ -222,7 +185,7 @@ class Simulation:
     def _no_histogram(self) -> np.ndarray:
         raise ConfigError(
             "participation: who takes part would depend on the clients' labels, which "
-            f"privacy={self._target('privacy')} does not account for; use participation=bernoulli, "
+            f"privacy={self.target('privacy')} does not account for; use participation=bernoulli, "
             "uniform or full"
         )
 
@@ -253,7 +216,7 @@ class Simulation:
         part = build_part(self.config, "model")
         if not isinstance(part, NoModel):
             raise ConfigError(
-                f"model._target_: {self._target('model')}, but strategy {self._target('strategy')} "
+                f"model._target_: {self.target('model')}, but strategy {self.target('strategy')} "
                 "trains no model; set model=none"
             )
         sizes_N = self.partition.sizes(np.arange(self.partition.num_clients))
@@ -297,12 +260,7 @@ class Simulation:
     @cached_property
     def protection(self) -> Protection:
         """The privacy mechanism of this run."""
-        if self.asking is not None and not self.privacy_part.protects_answers:
-            raise ConfigError(
-                f"privacy={self._target('privacy')}: protects what comes of training, and strategy "
-                f"{self._target('strategy')} trains nothing; use privacy=none, or a mechanism that "
-                "is made for the strategy"
-            )
+        check_answers(self)
         setting = Setting(
             seed=self.settings.seed,
             rounds=self.settings.rounds,
@@ -341,17 +299,8 @@ class Simulation:
     @cached_property
     def topology(self) -> TopologyPart:
         """Who is linked to whom."""
-        part, strategy = self._part("topology", TopologyPart), self._strategy
-        kinds = FedsimStrategy.topologies
-        if isinstance(strategy, FedsimStrategy):
-            kinds = strategy.topologies
-        if part.kind not in kinds:
-            fitting = " or ".join(TYPE[kind] for kind in TYPE if kind in kinds)
-            raise ConfigError(
-                f"topology={self._target('topology')}: strategy {self._target('strategy')} cannot "
-                f"run on a topology of kind '{part.kind}'; set {fitting}, or another strategy, "
-                "as fedsim list strategy says them"
-            )
+        part = self._part("topology", TopologyPart)
+        check_topology(self, part, self._strategy)
         return part
 
     @cached_property
@@ -389,7 +338,7 @@ class Simulation:
             deployed=self.engine.deployed,
             topology=self.topology.kind,
             decomposed=self.settings.evaluation.decomposition,
-            target=self._target,
+            target=self.target,
         )
         return None if self.meter is None else Pace(part, self.meter)
 
@@ -457,95 +406,7 @@ class Simulation:
         Raises:
             ConfigError: A part of the scenario cannot be made, or does not go with the others.
         """
-        rules = self.settings.evaluation
-        if rules.clients != "none" and not self.partition_part.holdout:
-            raise ConfigError(
-                f"evaluation.clients={rules.clients}: clients have no samples to evaluate on; "
-                "set partition.holdout, e.g. partition.holdout=0.2"
-            )
-        for part in ("runtime", "topology", "pace"):
-            getattr(self, part)
-        if self.topology.kind != "star":  # a star of millions would be made for nothing
-            self.graph  # noqa: B018
-        if isinstance(self.strategy, AsynchronousStrategy):
-            self._check_asynchronous()
-        if self.compressor is not None:
-            self._check_compression(self.runtime.half)
-        if self.schedule.timed:
-            self._check_timed()
-        if self.asking is not None:
-            check_scenario(
-                self.asking,
-                rounds=None if self.smoke else self.settings.rounds,
-                settings=rules,
-                holdout=self.partition_part.holdout,
-                attacked=self.attackers.tamper is not None or self.attackers.targets is not None,
-            )
-
-    def _check_compression(self, half: ClientHalf) -> None:
-        what, strategy = f"compression={self._target('compression')}", self.strategy
-        whole = half.overrides("begin") or half.overrides("run")
-        if isinstance(strategy, FedsimStrategy):
-            other = type(strategy).expected_arrays is not FedsimStrategy.expected_arrays
-            whole = whole or other or not strategy.sends_model
-        if whole:
-            raise ConfigError(
-                f"{what}: encodes what training has changed of the model that all were sent, and "
-                f"clients of strategy {self._target('strategy')} start from, or send, something "
-                "else; set compression=none, or another strategy, e.g. strategy=fedavg"
-            )
-        if not self.privacy_part.releases_on_client:
-            raise ConfigError(
-                f"{what}: privacy={self._target('privacy')} accounts for the updates as clients "
-                "make them, and not for what encoding makes of these; set compression=none, or a "
-                "mechanism whose noise clients add themselves, e.g. privacy=local_dp or dp_sgd"
-            )
-        if self.attackers.tamper is not None:
-            raise ConfigError(
-                f"{what}: attack={self._target('attack')} forges models, and what clients send are "
-                "encoded updates; set compression=none, or an attack on data, e.g. "
-                "attack=label_flip"
-            )
-
-    def _check_asynchronous(self) -> None:
-        name = self._target("strategy")
-        if self.meter is None:
-            raise ConfigError(
-                f"strategy {name}: replies are used in the order in which they arrive on the "
-                "clients' devices, and the scenario has none; set devices=unequal (or equal)"
-            )
-        if not isinstance(self.privacy_part, NoPrivacy):
-            raise ConfigError(
-                f"privacy={self._target('privacy')}: takes those who are asked in a round for "
-                f"those whose replies it uses, and with strategy {name} they are others; set "
-                "privacy=none, or strategy=fedavg"
-            )
-        if self.settings.evaluation.decomposition:
-            raise ConfigError(
-                "evaluation.decomposition=true: the loss terms are of the round's participants, "
-                f"and with strategy {name} a model is made of earlier ones' replies; set "
-                "evaluation.decomposition=false"
-            )
-
-    def _check_timed(self) -> None:
-        name = self._target("participation")
-        if self.meter is None:
-            raise ConfigError(
-                f"participation={name}: who is there depends on the simulated time, which passes "
-                "on the clients' devices, and the scenario has none; set devices=unequal (or equal)"
-            )
-        if self.asking is not None:
-            raise ConfigError(
-                f"participation={name}: who is there depends on the simulated time, which is not "
-                f"told where clients answer questions ({self._target('strategy')}); use "
-                "participation=uniform, bernoulli or full"
-            )
-        if not isinstance(self.privacy_part, NoPrivacy):
-            raise ConfigError(
-                f"participation={name}: who takes part depends on how long others are busy, hence "
-                f"on how much they hold, which privacy={self._target('privacy')} does not account "
-                "for; use participation=bernoulli, uniform or full, or privacy=none"
-            )
+        check_parts(self)
 
     @cached_property
     def loop(self) -> RoundLoop:
@@ -575,37 +436,21 @@ class Simulation:
         )
 
     def _observer(self) -> Observer:
-        if self.protection.planned().private:
-            raise ConfigError(
-                "evaluation.decomposition=true: the loss terms are computed from every "
-                f"participant's training data, which privacy={self._target('privacy')} does not "
-                "cover; set evaluation.decomposition=false"
-            )
-        if self.dataset.bags is not None:
-            raise ConfigError(
-                "evaluation.decomposition=true: the loss terms need each training sample's own "
-                "response, and with bags only means are known; set evaluation.decomposition=false"
-            )
-        if not isinstance(self.grid, LocalGrid):
-            engine = self.config.values["engine"]["_target_"]
-            raise ConfigError(
-                "evaluation.decomposition=true: the loss terms need every participant's training "
-                f"data in this process, and with engine {engine} they are elsewhere; use "
-                "engine=cohort or engine=in_process, or set evaluation.decomposition=false"
-            )
+        check_decomposition(self)
         return Decomposition(self.runtime, self.settings.evaluation.batch_size)
 
     def _part(self, group: str, kind: type[P]) -> P:
         part = build_part(self.config, group)
         if not isinstance(part, kind):
-            target = self._target(group)
+            target = self.target(group)
             raise ConfigError(
                 f"{group}._target_: {target} is no {kind.__name__}, as the group '{group}' needs; "
                 f"fedsim list {group} shows those that are"
             )
         return part
 
-    def _target(self, group: str) -> str:
+    def target(self, group: str) -> str:
+        """Return the `_target_` of a group's part."""
         return str(self.config.values[group]["_target_"])
 
     @property

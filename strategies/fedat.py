@@ -13,15 +13,16 @@ mirror has come, so that slow tiers, which come seldom, are not outweighed. All 
 initial model: until the slowest tier has come once, the fastest has no weight. One round of the
 loop is one server update; a tier that has come begins again at once, in the next round, with
 `clients_per_tier` drawn among those of its clients that take part. A tier with no reply is left
-out until the server's next update; one that is rejected is not waited for. M = 1 is FedProx, and
-FedAvg with λ = 0, on the same clock.
+out until the server's next update; a reply that is rejected is not waited for. M = 1 is FedProx,
+and FedAvg with λ = 0, on the same clock.
 
 Held are 2 M models, in memory and in every checkpoint.
 
 Shapes: N clients, M tiers, `[M, ...]` one row per tier; `[K, ...]` one row per client of a chunk.
 
-Differs from the paper: messages are not compressed (the paper's polyline encoding). Latencies are
-those of the scenario's devices for a whole round of a client's work, where the paper measures them.
+Differs from the paper: its polyline encoding of messages is left out (`compression=` has others).
+Latencies are those of the scenario's devices for a whole round of a client's work, where the paper
+measures them.
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ PATIENT = {
 def lines(*words: str) -> list[tuple[dict[str, object], bytes]]:
     """Return a small run's reports and models, after each round."""
     own = ["rounds=3", "partition.num_clients=9", "participation.clients_per_round=5",
-           "model.hidden=[8]", "devices=unequal", "device=cpu", "engine.chunk=2"]  # fmt: skip
+           "model.hidden=[8]", "devices=unequal", "device=cpu", "engine.chunk=2",
+           "client.epochs=1"]  # fmt: skip
     simulation = Simulation(compose("quickstart", [*own, *words]))
     told = []
     for model, report in simulation.loop.run(simulation.runtime.initial_params()):

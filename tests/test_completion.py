@@ -49,8 +49,9 @@ def test_what_is_offered() -> None:
     assert words("", []) == words("sc", []) == [f"scenario={name}" for name in names]
     assert words("scenario=quick", []) == ["scenario=quickstart"]
     assert words("strategy=feda", [*QUICK]) == [
-        *("strategy=fedadagrad", "strategy=fedadam", "strategy=fedasync", "strategy=fedau"),
-        *("strategy=fedau_paper", "strategy=fedavg", "strategy=fedavg_autoencoder"),
+        *("strategy=fedadagrad", "strategy=fedadam", "strategy=fedasync", "strategy=fedat"),
+        *("strategy=fedau", "strategy=fedau_paper", "strategy=fedavg"),
+        "strategy=fedavg_autoencoder",
         "strategy=fedavgm",
     ]
     assert words("evaluation.cl") == [f"evaluation.clients={c}" for c in ("none", "cohort", "all")]

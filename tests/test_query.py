@@ -22,7 +22,8 @@ from fedsim.query import Costs, Findings, Graph, QueryHalf, QueryStrategy, Table
 from fedsim.records import ARRAYS, CONFIG, QUERY, Params, Replies, to_record
 from fedsim.report import html
 from fedsim.results import RunFolder
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 from fedsim.strategy import Round, State
 from tests.helpers import RAGGED, shares
 

@@ -22,7 +22,8 @@ from fedsim.errors import ConfigError, ResumeError
 from fedsim.lifecycle import Run
 from fedsim.results import MAX_DIFF, STATIC, RunFolder, check_unchanged, checkout, json_line
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 
 SMALL = ["device=cpu", "model=linear", "client.epochs=1", "rounds=8", "checkpoint.every=3"]
 CHECKPOINT = [

@@ -24,7 +24,8 @@ from fedsim.errors import DataError
 from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
 from fedsim.rounds import RoundReport
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 from tests.contract._discover import NAMES, QUERIES
 
 ENGINES = ("cohort", "in_process")

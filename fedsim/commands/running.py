@@ -34,7 +34,8 @@ def run(
             from fedsim.config import compose
             from fedsim.lifecycle import Run
             from fedsim.results import RunFolder
-            from fedsim.simulation import Simulation, Smoke
+            from fedsim.simulation import Simulation
+            from fedsim.smoke import Smoke
 
         scenario, rest = options.scenario(overrides)
         config = compose(scenario, rest)

@@ -55,7 +55,7 @@ class Uniform(Codec):
         """See `Codec.encode`."""
         buckets = Buckets(len(update_P), self.bucket)
         ends_2Q = np.stack([buckets.reduce(by, update_P) for by in (np.minimum, np.maximum)])
-        low_P, high_P = (buckets.spread(end_Q.astype(np.float64)) for end_Q in ends_2Q)
+        low_P, high_P = (buckets.spread(end_Q) for end_Q in ends_2Q.astype(np.float64))
         with np.errstate(invalid="ignore", over="ignore"):
             range_P, above_P = high_P - low_P, update_P - low_P
         some_P = np.isfinite(range_P) & (range_P > 0)
@@ -70,8 +70,8 @@ class Uniform(Codec):
         ends_2Q = code_B[:head].copy().view(dtype).reshape(2, len(buckets))
         if (ends_2Q[0] > ends_2Q[1]).any():
             raise ValueError("has a least number above the largest")
-        low_P, high_P = (buckets.spread(end_Q.astype(np.float64)) for end_Q in ends_2Q)
         share_P = unpack(code_B[head:], count, self.bits) / self.levels
         with np.errstate(invalid="ignore", over="ignore"):  # of ends that are not finite
+            low_P, high_P = (buckets.spread(end_Q) for end_Q in ends_2Q.astype(np.float64))
             values_P: np.ndarray = (low_P + (high_P - low_P) * share_P).astype(dtype)
         return values_P

@@ -5,13 +5,16 @@
 
 x is the model that the client was sent. All floating-point tensors that training may change are
 laid end to end, in the order of their names, and encoded as one vector; integer tensors (counters
-of normalisation layers) are sent as they are, and frozen ones not at all.
+of normalisation layers) are sent as they are, and frozen ones not at all. What a client half
+uploads beside the model is sent as it is, and weighed with the rest.
 
 e is there only with an encoding that remembers. It is the client's own and is never sent: it lies
 in the client's Flower state (`Context.state`), on a device as in simulation, and no footprint
 counts it. Engines that train many clients at once keep the same numbers in a table beside them, by
-client index, and a simulation's checkpoints hold it. A client does not learn what becomes of its
-reply: if it is lost or rejected, so is what it held. An update that is not finite leaves e alone.
+client index, and a simulation's checkpoints hold it. Where clients are other processes (devices,
+and Flower's own engine on Ray), a run that is resumed is a new one to them, and e begins anew;
+the log says so. A client does not learn what becomes of its reply: if it is lost, late or rejected,
+so is what it held. An update that is not finite leaves e alone.
 
 Rounding is drawn from the key (seed, round, client, "compression"): the same on every engine.
 

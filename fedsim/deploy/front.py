@@ -14,7 +14,8 @@ from fedsim.deploy.submission import SuperLink
 from fedsim.errors import ConfigError
 from fedsim.progress import Display
 from fedsim.results import RunFolder
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 

@@ -20,7 +20,8 @@ from fedsim.engines import recipe
 from fedsim.errors import FedsimError
 from fedsim.lifecycle import Run
 from fedsim.results import RunFolder, check_unchanged
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 
 app = ServerApp()
 

@@ -68,7 +68,8 @@ def runtime(text: str, own: tuple[tuple[str, Any], ...] = ()) -> ClientRuntime:
     Raises:
         ConfigError: As `read`; or a part cannot be made here.
     """
-    from fedsim.simulation import Simulation, Smoke  # they import the engines' contract
+    from fedsim.simulation import Simulation  # they import the engines' contract
+    from fedsim.smoke import Smoke
 
     config, smoke = read(text, dict(own))
     return Simulation(config, Smoke() if smoke else None).runtime

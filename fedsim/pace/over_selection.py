@@ -1,8 +1,11 @@
 """Over-selection: more clients are asked than are waited for, and the first replies are used.
 
-Bonawitz et al., SysML 2019 (arXiv:1902.01046), section 9: "the server typically selects 130% of the
-target number of devices to initially participate", so that those who drop out or straggle are not
-missed. Who takes part is said by `participation`, 130 % of the target; m is the target.
+Bonawitz et al., SysML 2019 (arXiv:1902.01046): the server typically selects 130 % of the target
+number of devices, so that those who drop out or straggle are not missed. Who takes part is said by
+`participation`, 130 % of the target; m is the target.
+
+Differs from the paper: with too few replies at the deadline, a round is not abandoned, but is made
+of those there are.
 """
 
 from __future__ import annotations

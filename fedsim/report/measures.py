@@ -32,7 +32,7 @@ COST_AXIS: dict[By, str] = {
     "round": "round",
     "time": "wall time of the rounds so far (s)",
     "simulated": "simulated time (s)",
-    "bytes": "received and sent by clients so far (MB)",
+    "bytes": "moved to and from clients so far (MB)",
 }
 """What a metric is drawn over, and how its axis is named."""
 

@@ -49,7 +49,7 @@ p { margin: 0.6rem 0; max-width: 46rem; }
 .box.warn { border-left-color: #d55e00; background: #fff8f3; color: var(--ink); }
 .box ul { margin: 0.3rem 0; padding-left: 1.2rem; }
 .statement { white-space: pre-wrap; font-size: 1.05rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
   gap: 1.5rem; align-items: start; }
 figure { margin: 1rem 0 0; min-width: 0; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; }

@@ -237,9 +237,12 @@ def _summed(rounds: list[PerClient]) -> PerClient:
 
 
 def _bytes(footprint: dict[str, PerClient]) -> float:
-    columns = [one.values.get(n) for one in footprint.values() for n in ("bytes-down", "bytes-up")]
-    found = [np.nan_to_num(column).clip(0, END**2) for column in columns if column is not None]
-    return float(sum(column.sum() for column in found))
+    """Return what clients received and sent; among neighbours, what one sends another receives."""
+    columns = []
+    for one in footprint.values():
+        names = ("bytes-up",) if "replied" in one.values else ("bytes-down", "bytes-up")
+        columns += [one.values[name] for name in names if name in one.values]
+    return float(sum(np.nan_to_num(column).clip(0, END**2).sum() for column in columns))
 
 
 def _series(points: list[tuple[int, float | None]]) -> Series:

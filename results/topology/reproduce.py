@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 RUNS = HERE / "runs.jsonl"
 END, EVERY = 200, 2
 """Simulated seconds of a run, and between two scores."""
-SHOWN = (10, 25, 50, 100, 200)
+SHOWN = (10, 50, 100, 200)
 TARGETS = (70, 75, 80)
 """Simulated seconds, and test accuracies in percent, of the tables."""
 RATES, TUNING_SEED = (0.01, 0.03, 0.1, 0.3), 100

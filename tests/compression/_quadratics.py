@@ -27,7 +27,6 @@ ENGINES: dict[str, EnginePart] = {
     "in_process": InProcess(),
     "wire": InProcess(wire_check=True),
     "rules": Cohort(chunk=2, plan="rules"),
-    "vmap": Cohort(chunk=2, plan="vmap"),
 }
 
 

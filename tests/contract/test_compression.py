@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,15 @@ def test_a_model_goes_there_and_back(name: str) -> None:
 # --- whole runs --------------------------------------------------------------------------------
 
 WORDS = [
-    *("rounds=4", "partition.num_clients=9", "participation.clients_per_round=6", "seed=5"),
+    *("rounds=3", "partition.num_clients=9", "participation.clients_per_round=6", "seed=5"),
     *("model.hidden=[8]", "client.epochs=1", "client.batch_size=20", "client.lr=0.05"),
     *("device=cpu", "checkpoint.every=1", "precision=float64", "devices=unequal"),
 ]
-STRATEGIES = ["fedavg", "scaffold", "flower_fedavg", "fedbuff"]
-"""One of each kind: a mean, state per client and more than a model sent, messages in the hands of
-another's code, replies that are used later."""
+STRATEGIES = ["scaffold", "flower_fedavg", "fedbuff"]
+"""State per client, and more than a model sent; messages in the hands of another's code; replies
+that are used later."""
+
+REMEMBERING = [name for name in NAMES if make(name).remembers]
 
 
 def config(name: str, *words: str) -> Config:
@@ -132,8 +135,10 @@ def reports(simulation: Simulation) -> tuple[dict[str, torch.Tensor], list[Round
     return results[-1][0], [report for _, report in results]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [*((name, "fedavg") for name in NAMES), *product(REMEMBERING[:1], STRATEGIES)],
+)
 def test_engines_agree_and_bytes_are_those_of_every_message(
     name: str, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +162,19 @@ def test_engines_agree_and_bytes_are_those_of_every_message(
     up = [report.footprint["train"]["bytes-up"] for report in told[1:]]
     assert up == [report.footprint["train"]["bytes-up"] for report in again[1:]]
     assert [each for exchange in up for each in exchange if each] == weighed
-    assert [report.rejected for report in told + again] == [{}] * 10
+    assert [report.rejected for report in told + again] == [{}] * 8
+
+
+@pytest.mark.parametrize("late", ["drop", "keep"])
+def test_who_is_late_does_not_depend_on_chunks(late: str) -> None:
+    """An encoded reply is shorter than the model that admission would ask for."""
+    words = ["pace=over_selection", "pace.replies=3", f"pace.late={late}"]
+    words += ["devices.up=2e3", "devices.flops=1e12", "engine.plan=rules"]
+    ends = [reports(Simulation(config("top_k", *words, f"engine.chunk={k}"))) for k in (1, 6)]
+    assert distance(ends[0][0], ends[1][0]) < 1e-12
+    admitted = [[sorted(report.admitted) for report in told] for _, told in ends]
+    assert admitted[0] == admitted[1]
+    assert [len(clients) for clients in admitted[0]][1] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,13 +202,8 @@ LENGTHS = {
 """The bytes of a code, as its header has them."""
 
 
-@pytest.mark.parametrize(
-    ("name", "engine"),
-    [
-        *((name, "cohort") for name in NAMES),
-        *((name, "in_process") for name in NAMES if make(name).remembers),
-    ],
-)
+@pytest.mark.parametrize("engine", ["cohort", "in_process"])
+@pytest.mark.parametrize("name", REMEMBERING)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     name: str, engine: str, tmp_path: Path
 ) -> None:

@@ -20,7 +20,8 @@ from fedsim.plan import plan
 from fedsim.progress import describe
 from fedsim.protection.ledger import LEDGER, Ledger
 from fedsim.results import RunFolder
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 from tests.helpers import RAGGED, distance, shares
 
 FOLDER = Path(__file__).parents[2] / "scenarios" / "privacy"

@@ -9,7 +9,8 @@ import torch
 from fedsim.config import compose
 from fedsim.engines import recipe
 from fedsim.errors import ConfigError
-from fedsim.simulation import Simulation, Smoke
+from fedsim.simulation import Simulation
+from fedsim.smoke import Smoke
 from tests.strategies._toy import equal
 
 WORDS = ["model.hidden=[8]", "partition.num_clients=5", "participation.clients_per_round=2"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.admission import Admission, AdmittedReplies
@@ -19,9 +19,10 @@ from fedsim.compression.top_k import TopK
 from fedsim.compression.uniform import Uniform
 from fedsim.compression.update import ENCODED
 from fedsim.records import NUM_EXAMPLES, Chunk, TensorArray, stack
-from tests.fuzz.test_messages_fuzz import FAST, PARAMS, contents, instructions
+from tests.fuzz.test_messages_fuzz import EXAMPLES, FAST, PARAMS, contents, instructions
 from tests.strategies._toy import Stacked
 
+FEW = settings(FAST, max_examples=max(10, EXAMPLES // 5))
 CODECS: list[Codec] = [
     *(QSGD(levels=levels, bucket=bucket) for levels in (1, 5, 15) for bucket in (3, None)),
     *(Uniform(bits=bits, bucket=bucket) for bits in (1, 3, 32) for bucket in (3, None)),
@@ -85,7 +86,7 @@ def check(admitted: AdmittedReplies, count: int) -> None:
     assert set(admitted.rejected) <= {"content", "non-finite"}
 
 
-@FAST
+@FEW
 @given(st.data())
 def test_engines_agree_on_what_is_rejected(data: st.DataObject) -> None:
     """The same rows as one stacked chunk, as messages of tensors, and as messages of bytes."""
@@ -131,7 +132,7 @@ def test_engines_agree_on_what_is_rejected(data: st.DataObject) -> None:
     assert ends[0][3] == 0
 
 
-@FAST
+@FEW
 @given(st.sampled_from(CODECS), contents())
 def test_any_message_is_admitted_or_rejected(codec: Codec, content: RecordDict) -> None:
     """A model as it is, is no encoding either."""

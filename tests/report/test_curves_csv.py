@@ -56,6 +56,10 @@ def test_what_rounds_took_where_it_is_known():
     rows = list(csv.DictReader(io.StringIO(curves_csv(read_rounds(text)[0]))))
     assert [row["simulated-seconds"] for row in rows] == ["0.0", "0.1", "0.30000000000000004"]
     assert [row["megabytes"] for row in rows] == ["0.0", "3.5", "3.5"]
+    # Among neighbours, what one sends is what another receives.
+    lines[1]["footprint"]["train"]["replied"] = [1]
+    rounds, _ = read_rounds([json.dumps(line).encode() + b"\n" for line in lines])
+    assert [r["megabytes"] for r in csv.DictReader(io.StringIO(curves_csv(rounds)))][1] == "1.5"
     lines[2]["simulated_seconds"] = None  # it has become unknown: none is shown
     rounds, _ = read_rounds([json.dumps(line).encode() + b"\n" for line in lines])
     assert rounds.places("simulated") is None and rounds.places("bytes") is not None
