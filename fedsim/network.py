@@ -31,14 +31,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 
 from fedsim.devices.base import Fleet
 from fedsim.errors import ConfigError, ResumeError
 from fedsim.topology.base import SERVER, Linked, TopologyPart, edge_of
 from fedsim.topology.traffic import AmongNeighbours, ThroughServer, Traffic
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 MOST_LINKS = 5000
 """Of a graph with more links, the bytes of each are not kept."""

@@ -84,4 +84,6 @@ def squared_distances(rows_KP: Tensor) -> Tensor:
     squared_KK = norms_K[:, None] + norms_K[None, :] - 2 * products_KK
     # Only rows so large that their squares overflow give inf − inf.
     squared_KK = squared_KK.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp_min(0)
+    # Two that are each other's nearest tie in Krum's scores: rounding must not decide between them.
+    squared_KK = torch.maximum(squared_KK, squared_KK.T)
     return squared_KK.fill_diagonal_(0)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -102,6 +101,8 @@ def draw_graph(axes: Axes, graph: DrawnGraph) -> None:
 
 def layout(graph: DrawnGraph) -> dict[str, tuple[float, float]]:
     """Return where each node goes: its layer from the left, children near their parents."""
+    import networkx as nx  # a tenth of a second, which few reports need
+
     drawn = nx.DiGraph()
     drawn.add_nodes_from(graph.nodes)
     drawn.add_edges_from(graph.edges)

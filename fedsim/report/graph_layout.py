@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 
-import networkx as nx
 import numpy as np
 
 from fedsim.report.network import Network
@@ -128,6 +127,8 @@ def _sector(count: int, middle: float, sector: float) -> np.ndarray:
 
 
 def _by_forces(count: int, ends_M2: np.ndarray) -> np.ndarray:
+    import networkx as nx  # a tenth of a second, which few reports need
+
     graph = nx.Graph()
     graph.add_nodes_from(range(count))
     graph.add_edges_from(ends_M2.tolist())

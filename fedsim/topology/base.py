@@ -10,14 +10,16 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import networkx as nx
 import numpy as np
 
 from fedsim import seeds
 from fedsim.errors import ConfigError
 from fedsim.parts import Part, Range
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 TopologyKind = Literal["star", "hierarchical", "peer"]
 """A server and its clients; edge servers between them; or clients alone, linked to one another."""
@@ -92,6 +94,8 @@ class PeerToPeer(Linked, abc.ABC):
         return "use another topology, e.g. topology=ring"
 
     def graph(self, num_clients: int, seed: int = 0) -> nx.Graph:
+        import networkx as nx  # a tenth of a second, which a star of clients never needs
+
         peers = nx.Graph()
         peers.add_nodes_from(range(num_clients), role="client")
         if num_clients > 1:
@@ -104,6 +108,8 @@ class PeerToPeer(Linked, abc.ABC):
         return 1
 
     def _connected(self, num_clients: int, seed: int) -> nx.Graph:
+        import networkx as nx
+
         for draw in range(DRAWS):
             rng = seeds.rng(seed, 0, draw, "topology")
             graph = self.drawn(num_clients, rng)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from fedsim.topology.base import SERVER, Linked
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,8 @@ class Star(Linked):
     kind = "star"
 
     def graph(self, num_clients: int, seed: int = 0) -> nx.Graph:
+        import networkx as nx
+
         star = nx.Graph()
         star.add_node(SERVER, role="server")
         star.add_nodes_from(range(num_clients), role="client")

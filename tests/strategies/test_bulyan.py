@@ -91,3 +91,10 @@ def test_infinite_distances_leave_the_honest_ones():
 def test_too_few_replies_leave_the_model(caplog):
     assert aggregate(Bulyan(num_malicious=1), column(1, 2, 3, 4, 5, 6)).item() == 0
     assert "needs 7 replies and has 6" in caplog.text
+
+
+def test_rounding_does_not_decide_between_two_that_are_each_others_nearest():
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        squared = squared_distances(torch.randn(11, 500, generator=rng, dtype=torch.float64))
+        assert torch.equal(squared, squared.T)
