@@ -74,7 +74,7 @@ def test_a_failing_client_is_told_without_its_traceback(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("client trouble")
 
-    monkeypatch.setattr(LocalSGD, "batches", broken)
+    monkeypatch.setattr(LocalSGD, "drawn", broken)
     result = call("run", *TINY, f"engine={engine}", "--json")
     (folder,) = runs(root)
     assert result.exit_code == 1
