@@ -357,7 +357,8 @@ def _study(journal: Path, search: Search) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the storage is marked as experimental
-            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=_Held()))
+            held: Any = _Held()  # the base class of locks is no public name of Optuna's
+            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=held))
             return optuna.create_study(
                 storage=storage,
                 study_name="search",
