@@ -17,7 +17,6 @@ client draws one. Draws are independent, with replacement, by the scenario's see
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
@@ -30,15 +29,15 @@ import numpy as np
 from fedsim import seeds
 from fedsim.devices.base import DevicesPart, Fleet
 from fedsim.errors import ConfigError, DataError
+from fedsim.text_file import header_and_rows, opened
 
 log = logging.getLogger(__name__)
 
 CLIENT, MEMORY = "client", "memory"
 _NEEDED = ("flops", "down", "up")
 _COLUMNS = (CLIENT, *_NEEDED, MEMORY)
-_MAX_ROWS = 10_000_000
 _MAX_VALUE = 1e30
-"""More rows, or a larger value, means a damaged file."""
+"""A larger value means a damaged file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +103,8 @@ def read_devices(path: Path, num_clients: int) -> dict[str, np.ndarray]:
         ConfigError: There is no such file.
         DataError: The file is damaged, or names a client outside 0..num_clients-1 or one twice.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            columns = _columns(path, file, num_clients)
-    except OSError as error:
-        raise ConfigError(
-            f"path: '{path}' cannot be read: {error.strerror}; relative paths start at the"
-            f" working directory, {Path.cwd()}"
-        ) from error
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"path: {str(path)!r} is not a CSV file in UTF-8: {error}") from error
+    with opened(path, "a CSV file") as file:
+        columns = _columns(path, file, num_clients)
     if not columns["flops"]:
         raise DataError(f"path: '{path}' holds no devices")
     types = {CLIENT: np.int64}
@@ -121,8 +112,7 @@ def read_devices(path: Path, num_clients: int) -> dict[str, np.ndarray]:
 
 
 def _columns(path: Path, file: TextIO, num_clients: int) -> dict[str, list[float]]:
-    reader = csv.reader(file)
-    header = [cell.strip() for cell in next(reader, [])]
+    header, rows = header_and_rows(path, file)
     good = len(set(header)) == len(header) and set(_NEEDED) <= set(header) <= set(_COLUMNS)
     if not good:
         raise DataError(
@@ -131,14 +121,7 @@ def _columns(path: Path, file: TextIO, num_clients: int) -> dict[str, list[float
         )
     columns: dict[str, list[float]] = {name: [] for name in header}
     seen: set[float] = set()
-    for row in reader:
-        if not row:
-            continue
-        where = f"path: '{path}', line {reader.line_num}"
-        if len(row) != len(header):
-            raise DataError(f"{where}: {len(row)} cells; the header has {len(header)}")
-        if len(columns["flops"]) == _MAX_ROWS:
-            raise DataError(f"{where}: more than {_MAX_ROWS:,} rows")
+    for where, row in rows:
         for name, cell in zip(header, row, strict=True):
             columns[name].append(_value(f"{where}, column '{name}'", name, cell, num_clients))
         if CLIENT in columns:

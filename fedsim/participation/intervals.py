@@ -13,7 +13,6 @@ any is never there. The file is as long as its latest end, and `at_end` says wha
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from dataclasses import dataclass
@@ -26,11 +25,11 @@ from fedsim.errors import ConfigError, DataError
 from fedsim.participation.base import ParticipationPart, Population, Schedule
 from fedsim.participation.timed import TimedSchedule
 from fedsim.parts import Range
+from fedsim.text_file import header_and_rows, opened
 
 _HEADER = ["client", "start", "end"]
 _MAX_SECONDS = 1e12
-_MAX_ROWS = 10_000_000
-"""A later time, or more rows, means a damaged file."""
+"""A later time means a damaged file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +128,8 @@ def read_intervals(path: Path, num_clients: int) -> tuple[np.ndarray, np.ndarray
         ConfigError: There is no such file.
         DataError: The file is damaged, or names a client outside 0..num_clients-1.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _rows(path, file, num_clients)
-    except OSError as error:
-        raise ConfigError(
-            f"path: '{path}' cannot be read: {error.strerror}; relative paths start at the"
-            f" working directory, {Path.cwd()}"
-        ) from error
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"path: {str(path)!r} is not a CSV file in UTF-8: {error}") from error
+    with opened(path, "a CSV file") as file:
+        rows = _rows(path, file, num_clients)
     if not rows:
         raise DataError(f"path: '{path}' holds no intervals")
     client_R, start_R, end_R = zip(*rows, strict=True)
@@ -146,22 +137,14 @@ def read_intervals(path: Path, num_clients: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _rows(path: Path, file: TextIO, num_clients: int) -> list[tuple[int, float, float]]:
-    reader = csv.reader(file)
-    header = [cell.strip() for cell in next(reader, [])]
+    header, cells = header_and_rows(path, file)
     if header != _HEADER:
         raise DataError(
             f"path: '{path}', line 1: the header is {','.join(header)[:200]!r}; expected "
             f"'{','.join(_HEADER)}'"
         )
     rows: list[tuple[int, float, float]] = []
-    for row in reader:
-        if not row:
-            continue
-        where = f"path: '{path}', line {reader.line_num}"
-        if len(row) != len(_HEADER):
-            raise DataError(f"{where}: {len(row)} cells; the header has {len(_HEADER)}")
-        if len(rows) == _MAX_ROWS:
-            raise DataError(f"{where}: more than {_MAX_ROWS:,} rows")
+    for where, row in cells:
         client, start, end = (
             _number(f"{where}, column '{name}'", name, cell)
             for name, cell in zip(_HEADER, row, strict=True)

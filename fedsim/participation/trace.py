@@ -30,6 +30,7 @@ import numpy as np
 
 from fedsim.errors import ConfigError, DataError
 from fedsim.participation.base import ParticipationPart, Population, Schedule
+from fedsim.text_file import opened
 
 _MAX_ROUND = 10_000_000
 """A larger round means a damaged file."""
@@ -121,23 +122,15 @@ def read_trace(path: Path, num_clients: int) -> list[np.ndarray]:
     if path.suffix not in readers:
         raise ConfigError(f"path: '{path}' is not a trace; expected a name in .csv or .jsonl")
     rounds: dict[int, set[int]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for line, server_round, clients in readers[path.suffix](path, file):
-                if not 1 <= server_round <= _MAX_ROUND:
-                    raise _damaged(path, line, f"round {server_round} is outside 1..{_MAX_ROUND}")
-                for client in clients:
-                    if not 0 <= client < num_clients:
-                        reason = f"client {client} is outside 0..{num_clients - 1}"
-                        raise _damaged(path, line, reason)
-                rounds.setdefault(server_round, set()).update(clients)
-    except OSError as error:
-        raise ConfigError(
-            f"path: '{path}' cannot be read: {error.strerror}; relative paths start at the"
-            f" working directory, {Path.cwd()}"
-        ) from error
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"path: {str(path)!r} is not a text file in UTF-8: {error}") from error
+    with opened(path, "a text file") as file:
+        for line, server_round, clients in readers[path.suffix](path, file):
+            if not 1 <= server_round <= _MAX_ROUND:
+                raise _damaged(path, line, f"round {server_round} is outside 1..{_MAX_ROUND}")
+            for client in clients:
+                if not 0 <= client < num_clients:
+                    reason = f"client {client} is outside 0..{num_clients - 1}"
+                    raise _damaged(path, line, reason)
+            rounds.setdefault(server_round, set()).update(clients)
     if not rounds:
         raise DataError(f"path: '{path}' holds no rounds")
     cohorts = [np.empty(0, np.int64)] * max(rounds)
