@@ -14,14 +14,18 @@ from fedsim.admission import Admission
 from fedsim.client import ClientHalf, LocalSGD
 from fedsim.client.gradient import Plain
 from fedsim.client.runtime import ClientRuntime
+from fedsim.config import Config
 from fedsim.data.dataset import Dataset
 from fedsim.engines.base import EnginePart
+from fedsim.lifecycle import Run
 from fedsim.models.base import ModelPart
 from fedsim.models.structure import layers_of
 from fedsim.participation.base import Schedule
 from fedsim.partition.base import ArrayPartition, Partition
 from fedsim.records import Params
+from fedsim.results import RunFolder
 from fedsim.rounds import Evaluation, RoundLoop, RoundReport
+from fedsim.simulation import Simulation
 from fedsim.strategy import Federation, FedsimStrategy
 from fedsim.topology.hierarchical import Hierarchical
 from fedsim.topology.ring import Ring
@@ -181,6 +185,21 @@ def run(
     )
     results = list(loop.run(runtime.initial_params()))
     return results[-1][0], [report for _, report in results]
+
+
+def whole_and_resumed(config: Config, cut_after: int) -> tuple[RunFolder, RunFolder]:
+    """Return the folders of a run that went through, and of one that was cut and went on."""
+    whole = RunFolder.create(config)
+    list(Run(simulation=Simulation(config), folder=whole).start())
+    folder = RunFolder.create(config)
+    for report in (cut := Run(simulation=Simulation(config), folder=folder).start()):
+        if report.server_round == cut_after:
+            cut.close()
+            break
+    assert not folder.ended and not (folder.path / "graph.json").exists()
+    resumed = RunFolder.open(folder.path)
+    list(Run(simulation=Simulation(resumed.config()), folder=resumed).resume())
+    return whole, resumed
 
 
 def flat(params: Params) -> Tensor:

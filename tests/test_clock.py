@@ -13,10 +13,9 @@ from fedsim.checkpoint import encode
 from fedsim.clock import Clock
 from fedsim.config import compose
 from fedsim.devices.base import Fleet
-from fedsim.lifecycle import Run
 from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
-from tests.helpers import distance
+from tests.helpers import distance, whole_and_resumed
 
 WORDS = ["device=cpu", "evaluation.central=false", "partition.num_clients=4", "partition=iid"]
 
@@ -184,26 +183,18 @@ def test_a_resumed_run_has_the_same_clock_and_lines(strategy: list[str], tmp_pat
     words = [*WORDS, "rounds=5", "participation=full", "devices=unequal", "checkpoint.every=2"]
     words += [f"strategy={strategy[0]}", *strategy[1:], f"output.root={tmp_path}"]
     config = compose("quickstart", words)
-    whole = Run(simulation=Simulation(config), folder=RunFolder.create(config))
-    list(whole.start())
-    folder = RunFolder.create(config)
-    for report in (cut := Run(simulation=Simulation(config), folder=folder).start()):
-        if report.server_round == 3:
-            cut.close()
-            break
-    opened = RunFolder.open(folder.path)
-    list(Run(simulation=Simulation(opened.config()), folder=opened).resume())
+    whole, resumed = whole_and_resumed(config, cut_after=3)
 
     def told(run: RunFolder) -> list[dict[str, object]]:
         return [{k: v for k, v in line.items() if k != "seconds"} for line in run.rounds()]
 
-    assert told(opened) == told(whole.folder)
-    times = [line["simulated_seconds"] for line in told(opened)]
+    assert told(resumed) == told(whole)
+    times = [line["simulated_seconds"] for line in told(resumed)]
     assert all(a < b for a, b in pairwise(times))  # type: ignore[operator]
     if "pace.late=keep" in words:  # replies were on their way at the checkpoint, and came later
-        assert [line["late"] for line in told(opened)][1:3] != [0, 0]
-        assert sum(line["arrived_late"] for line in told(opened)[3:]) > 0  # type: ignore[misc]
-    models = [(f.path / "model.safetensors").read_bytes() for f in (opened, whole.folder)]
+        assert [line["late"] for line in told(resumed)][1:3] != [0, 0]
+        assert sum(line["arrived_late"] for line in told(resumed)[3:]) > 0  # type: ignore[misc]
+    models = [(f.path / "model.safetensors").read_bytes() for f in (resumed, whole)]
     assert models[0] == models[1]
 
 

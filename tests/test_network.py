@@ -30,6 +30,7 @@ from fedsim.topology.hierarchical import Hierarchical
 from fedsim.topology.ring import Ring
 from fedsim.topology.star import Star
 from fedsim.topology.traffic import AmongNeighbours, ThroughEdges, ThroughServer
+from tests.helpers import whole_and_resumed
 
 FLEET = Fleet(
     flops_N=np.array([2.0**20, 2.0**16, 2.0**18, 2.0**24]),
@@ -239,22 +240,13 @@ def test_a_resumed_run_has_carried_the_same(tmp_path: Path) -> None:
     own = ["rounds=5", "checkpoint.every=2", f"output.root={tmp_path}", "topology.latency_s=0.1"]
     tiers = ["topology=hierarchical", "strategy=hierfavg"]
     config = compose("quickstart", [*WORDS, *own, *tiers])
-    whole = Run(simulation=Simulation(config), folder=RunFolder.create(config))
-    list(whole.start())
-    folder = RunFolder.create(config)
-    for report in (cut := Run(simulation=Simulation(config), folder=folder).start()):
-        if report.server_round == 3:
-            cut.close()
-            break
-    assert not (folder.path / "graph.json").exists()
-    opened = RunFolder.open(folder.path)
-    list(Run(simulation=Simulation(opened.config()), folder=opened).resume())
-    files = [(f.path / "graph.json").read_text() for f in (whole.folder, opened)]
+    whole, resumed = whole_and_resumed(config, cut_after=3)
+    files = [(f.path / "graph.json").read_text() for f in (whole, resumed)]
     assert files[0] == files[1]
     graph = json.loads(files[0])
     assert set(graph) == {"nodes", "edges"}
     assert all(edge["bytes"] > 0 and edge["bandwidth"] is None for edge in graph["edges"][-4:])
-    lines = [[r["simulated_seconds"] for r in f.rounds()] for f in (whole.folder, opened)]
+    lines = [[r["simulated_seconds"] for r in f.rounds()] for f in (whole, resumed)]
     assert lines[0] == lines[1]
 
 

@@ -57,7 +57,7 @@ def label_heatmap(
     bars, cells = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 4]})
     _draw_sizes(bars, histogram_NC.sum(axis=1))
     draw_cells(cells, histogram_NC, class_names)
-    step = _tick_step(len(client_K), 12)
+    step = tick_step(len(client_K), 12)
     cells.set_xticks(np.arange(0, len(client_K), step), [str(k) for k in client_K[::step]])
     part = "" if len(client_K) == population else f" ({len(client_K)} of {population} shown)"
     noun = "client" if population == 1 else "clients"
@@ -71,7 +71,7 @@ def _size(num_columns: int, num_classes: int) -> tuple[float, float]:
     return min(11.0, 5.5 + 0.06 * num_columns), min(10.0, 2.6 + 0.24 * num_classes)
 
 
-def _tick_step(count: int, most: int) -> int:
+def tick_step(count: int, most: int) -> int:
     """Return the first of 1, 2, 5, 10, 20, 50, ... that makes at most `most` ticks."""
     scale = 1
     while True:
@@ -103,7 +103,7 @@ def draw_cells(axes: Axes, histogram_KC: np.ndarray, class_names: Sequence[str])
     )
     axes.set_xlabel("client")
     axes.set_ylabel("class")
-    step = _tick_step(num_classes, _MOST_CLASS_TICKS)
+    step = tick_step(num_classes, _MOST_CLASS_TICKS)
     names = [name[:20] for name in class_names] or [str(c) for c in range(num_classes)]
     axes.set_yticks(np.arange(0, num_classes, step), names[::step])
     colour_bar = axes.figure.colorbar(image, ax=axes, pad=0.01)

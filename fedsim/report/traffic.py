@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from fedsim.report import figures, page
 from fedsim.report.graph_layout import layout
+from fedsim.report.heatmap import tick_step
 from fedsim.report.network import Network
 from fedsim.report.page import Html
 
@@ -159,7 +160,7 @@ def _draw_nodes(axes: Axes, network: Network, place_N2: np.ndarray) -> None:
             )
     clients = np.flatnonzero(roles == "client")
     inside = len(clients) <= _MOST_LABELS
-    for node in clients[:: _step(len(clients))].tolist():
+    for node in clients[:: tick_step(len(clients), _MOST_LABELS)].tolist():
         _label(axes, network.names[node], place_N2[node], inside)
     others = np.flatnonzero(roles != "client")
     if len(others) <= _MOST_LABELS:
@@ -175,16 +176,6 @@ def _node_size(place_N2: np.ndarray) -> float:
     reach = max(1e-9, float(np.ptp(place_N2, axis=0).max()))
     room = float(np.median(near_N)) / reach * _SIDE
     return float(np.clip((0.55 * room) ** 2, 0.6, 190))
-
-
-def _step(count: int) -> int:
-    """Return the first of 1, 2, 5, 10, 20, ... that leaves few enough labels."""
-    scale = 1
-    while True:
-        for step in (scale, 2 * scale, 5 * scale):
-            if count <= _MOST_LABELS * step:
-                return step
-        scale *= 10
 
 
 def _label(axes: Axes, name: str, place_2: np.ndarray, inside: bool) -> None:

@@ -7,14 +7,13 @@ import pytest
 
 from fedsim.config import compose
 from fedsim.errors import ConfigError, DataError
-from fedsim.lifecycle import Run
 from fedsim.participation import timed
 from fedsim.participation.base import WithSamples
 from fedsim.participation.diurnal import Diurnal
 from fedsim.participation.intervals import Intervals
 from fedsim.participation.timed import begin
-from fedsim.results import RunFolder
 from fedsim.simulation import Simulation
+from tests.helpers import whole_and_resumed
 
 ROWS = "client,start,end\n0,0,10\n2,5,20\n0,5,12\n3,30,31\n0,18,20\n"
 
@@ -212,23 +211,15 @@ def test_a_resumed_run_asks_at_the_same_times(strategy, tmp_path):
     own = ["strategy.tiers=2"] if strategy == "fedat" else []
     words = [*WORDS, *DAYS, f"strategy={strategy}", *own, "checkpoint.every=2", "rounds=7"]
     config = compose("quickstart", [*words, f"output.root={tmp_path}"])
-    whole = Run(simulation=Simulation(config), folder=RunFolder.create(config))
-    list(whole.start())
-    folder = RunFolder.create(config)
-    for report in (cut := Run(simulation=Simulation(config), folder=folder).start()):
-        if report.server_round == 5:
-            cut.close()
-            break
-    opened = RunFolder.open(folder.path)
-    list(Run(simulation=Simulation(opened.config()), folder=opened).resume())
+    whole, resumed = whole_and_resumed(config, cut_after=5)
     lines = [
         [{k: v for k, v in line.items() if k != "seconds"} for line in run.rounds()]
-        for run in (whole.folder, opened)
+        for run in (whole, resumed)
     ]
     assert lines[0] == lines[1]
     times = [line["simulated_seconds"] for line in lines[0]]
     assert all(a <= b for a, b in pairwise(times)) and times[-1] > times[1]
-    models = [(f.path / "model.safetensors").read_bytes() for f in (whole.folder, opened)]
+    models = [(f.path / "model.safetensors").read_bytes() for f in (whole, resumed)]
     assert models[0] == models[1]
 
 
