@@ -168,7 +168,11 @@ def draw(medians: dict[Point, Figures]) -> None:
     for column, (label, found) in enumerate(sides):
         for row, (name, quantity) in enumerate(quantities):
             panel = panels[row][column]
-            panel.loglog(list(found), [figures[name] for figures in found.values()], "o-")
+            panel.semilogx(list(found), [figures[name] for figures in found.values()], "o-")
+            if name == "peak_mb":
+                panel.set_ylim(bottom=0)
+            else:
+                panel.set_yscale("log")
             panel.grid(alpha=0.3)
             if not column:
                 panel.set_ylabel(quantity)
